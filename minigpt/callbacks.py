@@ -1,0 +1,262 @@
+"""What happens around training: samples, progress, TensorBoard."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from minigpt.generation import check_sampling, generate_text
+from minigpt.lightning_module import GPTLightningModule
+from minigpt.tokenizer import CharTokenizer
+
+
+def tensorboard(trainer: Trainer) -> SummaryWriter | None:
+    """The writer of the run's TensorBoard logger, if it has one and this is the process that logs."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+class TextSampler(Callback):
+    """Lets the model write as it learns, to the terminal and to TensorBoard's text tab.
+
+    It leaves the weights, the training mode and every random generator but its own as it found them.
+
+    Args:
+        every_n_steps: optimizer steps between samples; 0 for none.
+        prompt: what the model continues; empty for a new line.
+        max_new_tokens: characters to write.
+        temperature: see ``generate``.
+        top_k: see ``generate``.
+        seed: the same one for each sample, so that samples differ by what the model learned.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        seed: int = 1,
+    ) -> None:
+        check_sampling(max_new_tokens, temperature, top_k)
+        if every_n_steps < 0:
+            raise ValueError(f"sampler.every_n_steps is {every_n_steps}; it must be at least 0 (for no samples).")
+        self.every_n_steps = every_n_steps
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.seed = seed
+        self._last_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.every_n_steps:
+            # A prompt that can't be written must fail now, not after the first thousand steps.
+            CharTokenizer(pl_module.hparams["vocabulary"]).encode(self.prompt)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if not self.every_n_steps or step % self.every_n_steps or step == self._last_step:
+            return
+        self._last_step = step
+        assert isinstance(pl_module, GPTLightningModule)
+        text = self.prompt + self.write(pl_module)
+        print_above_progress(trainer, f"--- step {step} ---\n{text}\n")
+        if writer := tensorboard(trainer):
+            indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for: as it stands
+            writer.add_text("sample", indented, step)
+
+    def write(self, module: GPTLightningModule) -> str:
+        """A sample of the model as it is now."""
+        was_training = module.gpt.training
+        module.gpt.eval()
+        try:
+            tokenizer = CharTokenizer(module.hparams["vocabulary"])
+            return "".join(
+                generate_text(
+                    module.gpt, tokenizer, self.prompt, self.max_new_tokens, self.temperature, self.top_k, self.seed
+                )
+            )
+        finally:
+            module.gpt.train(was_training)
+
+
+class Speedometer(Callback):
+    """Characters trained on per second, over all devices, without the time spent validating or sampling."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += batch[0].numel() * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.rate = self._tokens / self._seconds
+            self._tokens, self._seconds = 0, 0.0
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/tokens_per_second": self.rate}, step=trainer.global_step - 1)
+
+
+class ProgressBar(LightningProgressBar):
+    """One bar for the whole of ``fit``, in optimizer steps: loss, bits per character, characters per second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm | None = None
+
+    def disable(self) -> None:
+        self._is_disabled = True
+
+    def enable(self) -> None:
+        self._is_disabled = False
+
+    _is_disabled = False
+
+    @property
+    def is_disabled(self) -> bool:
+        return self._is_disabled
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_disabled:
+            # A terminal sees it move; a log file gets a line now and then.
+            interval = 0.1 if sys.stderr.isatty() else 10.0
+            total = int(trainer.estimated_stepping_batches)
+            self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", mininterval=interval)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._bar is not None and trainer.global_step != self._bar.n:
+            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self._describe(trainer)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe(trainer)
+
+    def _describe(self, trainer: Trainer) -> None:
+        if self._bar is None:
+            return
+        metrics = trainer.callback_metrics
+        speed = next((c.rate for c in trainer.callbacks if isinstance(c, Speedometer)), 0.0)  # type: ignore[attr-defined]
+        parts = []
+        if "train/loss" in metrics:
+            parts += [f"loss {metrics['train/loss']:.3f}", f"{metrics['train/bits_per_char']:.3f} bits/char"]
+        if "val/loss" in metrics:
+            parts.append(f"val {metrics['val/loss']:.4f}")
+        self._bar.set_postfix_str(", ".join([*parts, f"{speed:,.0f} char/s"]), refresh=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, *args: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is None:
+            print(*args)
+        else:
+            tqdm.write(" ".join(map(str, args)), file=sys.stdout)
+
+
+def print_above_progress(trainer: Trainer, text: str) -> None:
+    """Print without tearing the progress bar apart."""
+    bar = trainer.progress_bar_callback
+    if bar is None:
+        print(text)
+    else:
+        bar.print(text)
+
+
+class TensorBoardExtras(Callback):
+    """Hyperparameters beside the validation loss, and the character embeddings for the projector."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (writer := tensorboard(trainer)) and not trainer.ckpt_path:
+            data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
+            settings = {**data, **pl_module.hparams}
+            settings = {k: v for k, v in settings.items() if k != "vocabulary" and isinstance(v, (int, float, str))}
+            # The logger's own way to do this would write a loss of 0 into the curve first.
+            for summary in hparams(settings, {"val/loss": 0}):
+                writer._get_file_writer().add_summary(summary)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if writer := tensorboard(trainer):
+            assert isinstance(pl_module, GPTLightningModule)
+            labels = [repr(c)[1:-1] if c != " " else "space" for c in pl_module.hparams["vocabulary"]]
+            embeddings = pl_module.gpt.token_embedding.weight.detach().float().cpu()
+            writer.add_embedding(embeddings, labels, tag="characters", global_step=trainer.global_step)
+
+
+class NatsWriter(BasePredictionWriter):
+    """Writes what ``predict`` finds: one line per character, with its place and its surprisal in nats.
+
+    Args:
+        output: the CSV file; by default the text's name with ``.nats.csv``, in the current folder.
+    """
+
+    def __init__(self, output: str | None = None) -> None:
+        super().__init__("batch")
+        self.output = output
+        self._place = 0
+        self._total = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "predict" and trainer.world_size > 1:
+            raise ValueError("predict writes one file in the order of the text: run it with --trainer.devices 1.")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.path = Path(self.output or f"{Path(data.predict_corpus).stem}.nats.csv")
+        self._file = self.path.open("w", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow(("place", "character", "nats"))
+        self._vocabulary = pl_module.hparams["vocabulary"]
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        targets = batch[1]
+        for character, nats in zip(targets[targets >= 0].tolist(), prediction.tolist(), strict=True):
+            self._csv.writerow((self._place, self._vocabulary[character], f"{nats:.6f}"))
+            self._place += 1
+            self._total += nats
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._file.close()
+        print(f"{self.path}: {self._place} characters, {self._total / self._place:.4f} nats per character")

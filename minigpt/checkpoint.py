@@ -1,0 +1,99 @@
+"""Checkpoint files: found by name, read without running what they hold, and written whole.
+
+A checkpoint is complete: weights, hyperparameters and vocabulary, all of them plain data.
+"""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.files import written_whole
+from minigpt.model import GPT, GPTConfig
+from minigpt.tokenizer import CharTokenizer
+
+LOG_DIR = Path("lightning_logs")
+NAMES = ("last", "best")
+
+
+def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
+    """The file that ``ckpt_path`` means.
+
+    Args:
+        ckpt_path: a file, or "last" or "best" for that checkpoint of the newest run that has any.
+        run: look only at runs of this name, ``lightning_logs/<run>``.
+
+    Raises:
+        ValueError: there is no such checkpoint; the message says where it was looked for.
+    """
+    if "://" in ckpt_path:
+        raise ValueError(f"{ckpt_path} is a URL; checkpoints are read from local files only. Download it first.")
+    if ckpt_path not in NAMES:
+        path = Path(ckpt_path).expanduser()
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder. Name a checkpoint file, such as {path / 'last.ckpt'}.")
+        if not path.is_file():
+            raise ValueError(f"There is no checkpoint {path}: no such file in {path.parent.absolute()}.")
+        return path
+    folders = LOG_DIR / (run or "*") / "version_*" / "checkpoints"
+    found = sorted(LOG_DIR.glob(str((folders / "last.ckpt").relative_to(LOG_DIR))), key=lambda p: p.stat().st_mtime_ns)
+    if not found:
+        raise ValueError(f"There is no {ckpt_path} checkpoint: no {folders}/last.ckpt in {Path.cwd()}.")
+    if ckpt_path == "last":
+        return found[-1]
+    scored = sorted(found[-1].parent.glob("step*-val*.ckpt"), key=lambda p: p.stem.split("-val")[-1])
+    if not scored:
+        raise ValueError(f"There is no best checkpoint in {found[-1].parent}: the run was never validated.")
+    return scored[0]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint of this program; nothing in it is ever executed.
+
+    Raises:
+        ValueError: the file is damaged, holds more than plain data, or is not a checkpoint of minigpt.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was not loaded: it is damaged, or it holds more than plain data and could run a program. "
+            "It is not a checkpoint that minigpt wrote, or no longer one."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: it is cut off or is something else.") from error
+    hyperparameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hyperparameters, dict) or not isinstance(hyperparameters.get("vocabulary"), str):
+        raise ValueError(f"{path} is a checkpoint of another program: it holds no vocabulary and no GPT.")
+    return checkpoint
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save a checkpoint so that ``path`` holds, at any moment, the old one whole or the new one whole."""
+    with written_whole(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
+    """The model and the tokenizer of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: the checkpoint file.
+        fused: see :class:`~minigpt.model.GPTConfig`; hooks on the attention pattern need it off.
+
+    Raises:
+        ValueError: as :func:`read_checkpoint`, or the weights don't fit the hyperparameters.
+    """
+    checkpoint = read_checkpoint(path)
+    hyperparameters = checkpoint["hyper_parameters"]
+    tokenizer = CharTokenizer(hyperparameters["vocabulary"])
+    shape = {f.name: hyperparameters[f.name] for f in dataclasses.fields(GPTConfig) if f.name in hyperparameters}
+    gpt = GPT(GPTConfig(**{**shape, "vocab_size": len(tokenizer.vocabulary), "fused": fused}))
+    weights = {name.removeprefix("gpt."): weight for name, weight in checkpoint["state_dict"].items()}
+    try:
+        gpt.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path} don't fit its hyperparameters.") from error
+    return gpt.eval(), tokenizer

@@ -1,0 +1,181 @@
+"""How a run is kept: the best and the last checkpoint, and a stop that loses nothing."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from minigpt.checkpoint import read_checkpoint, write_checkpoint
+from minigpt.files import sync_folder
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Reads and writes checkpoint files as :mod:`minigpt.checkpoint` does.
+
+    Lightning's own writer goes through a temporary folder that may lie on another file system, where a kill or a
+    full disk leaves a torn file behind.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt`` and the best checkpoint, named by step and validation loss, in the run's folder.
+
+    Both are written after each validation, when the scores and the counters of early stopping are up to date.
+    ``last.ckpt`` is a real file, the same one as the best where the last is the best.
+
+    Args:
+        every_n_steps: write ``last.ckpt`` between validations too, every so many optimizer steps; 0 for not.
+    """
+
+    def __init__(self, every_n_steps: int = 0) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}; it must be at least 0 (for not).")
+        self.every_n_steps = every_n_steps
+        self.best_score = float("inf")
+        self.best_path: Path | None = None
+        self.folder = Path()
+        self._saved_step = -1
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
+        interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % accumulated:
+            raise ValueError(
+                f"trainer.val_check_interval = {interval} counts batches; with accumulate_grad_batches = {accumulated} "
+                f"it would validate in the middle of an optimizer step. Make it a multiple of {accumulated}."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = float(trainer.callback_metrics["val/loss"])
+        if score >= self.best_score:
+            self.save_last(trainer)
+            return
+        path = self.folder / f"step{trainer.global_step:06d}-val{score:.4f}.ckpt"
+        self.best_score, self.best_path = score, path
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._link_last(path)
+            for other in self.folder.glob("step*-val*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_step:
+            if validation_is_due(trainer):
+                return  # saved after it
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``. Every process has to call this."""
+        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._saved_step = trainer.global_step
+
+    def _link_last(self, path: Path) -> None:
+        """Give the file a second name, ``last.ckpt``: nothing is written twice, and neither can be half there."""
+        temporary = path.with_name(f"last.ckpt.{os.getpid()}.part")
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        temporary.replace(self.last_path)
+        sync_folder(self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        # The path is kept relative: a run's folder may be moved.
+        return {"best_score": self.best_score, "best_name": self.best_path.name if self.best_path else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_score = state["best_score"]
+        self.best_path = self.folder / state["best_name"] if state["best_name"] else None
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether Lightning will validate at the end of the batch that has just been trained on."""
+    fit_loop = trainer.fit_loop
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+class GracefulStop(Checkpoint):
+    """On Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, say how to go on, exit with 128 + signal.
+
+    A second signal ends the program at once, as if this were not here.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint: RunCheckpoint) -> None:
+        self.checkpoint = checkpoint
+        self.received = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in self.SIGNALS:
+            self._handlers[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        in_step = trainer.fit_loop.epoch_loop._should_accumulate()
+        if self._should_stop(trainer) and not in_step and not validation_is_due(trainer):
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and self._should_stop(trainer):
+            self._stop(trainer)
+
+    def _should_stop(self, trainer: Trainer) -> bool:
+        if trainer.world_size > 1:  # the signal may have reached one process only, and all must stop together
+            received = torch.tensor(self.received, device=trainer.strategy.root_device)
+            self.received = int(trainer.strategy.reduce(received, reduce_op="max"))
+        return self.received != 0
+
+    def _stop(self, trainer: Trainer) -> None:
+        self.checkpoint.save_last(trainer)
+        raise Stopped(self.received, trainer.global_step, self.checkpoint.last_path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop and has saved its state."""
+
+    def __init__(self, number: int, step: int, path: Path) -> None:
+        super().__init__(128 + number)
+        self.step = step
+        self.path = path

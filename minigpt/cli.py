@@ -1,0 +1,294 @@
+"""The subcommands that train and score, wired by LightningCLI."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from minigpt.callbacks import NatsWriter, ProgressBar, Speedometer, TensorBoardExtras, TextSampler
+from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
+from minigpt.checkpointing import GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
+from minigpt.datamodule import CharDataModule
+from minigpt.lightning_module import GPTLightningModule
+
+
+class RunConfig(SaveConfigCallback):
+    """Keeps a run's settings in its folder, as a config that starts the same run afresh."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            self.config.data.vocabulary = None
+            super().setup(trainer, pl_module, stage)
+
+
+class MiniGPTCLI(LightningCLI):
+    """Wires model, data, trainer and callbacks; lets a checkpoint's own settings prevail."""
+
+    def __init__(self, args: ArgsType) -> None:
+        self.checkpoint_path: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        super().__init__(
+            GPTLightningModule,
+            CharDataModule,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "gradient_clip_val": 1.0,
+                "val_check_interval": 500,
+                "check_val_every_n_epoch": None,  # so that val_check_interval counts batches across epochs
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # the data module shares out each batch itself
+            },
+            seed_everything_default=1337,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            # Let a wrong flag be an exception, told in one paragraph, instead of a page of usage.
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            args=args,
+        )
+
+    # Parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            help=f"The run's folder is {LOG_DIR}/NAME/version_N. By default the name of the config file.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("data.block_size", "model.block_size")
+        parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
+        parser.add_lightning_class_args(TextSampler, "sampler")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 10,
+                "early_stopping.check_on_train_epoch_end": False,  # there is no new score at the end of an epoch
+            }
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
+            parser.set_defaults({"return_predictions": False})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        settings = self.config[command]
+        if not settings.name and settings.config:
+            settings.name = Path(settings.config[-1].relative).stem
+        if settings.ckpt_path:
+            self._parse_beside_checkpoint(args, find_checkpoint(settings.ckpt_path, settings.name))
+        elif command != "fit":
+            raise ValueError(f"{command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
+        elif not settings.config and not any(arg.startswith("--model") for arg in args):
+            raise ValueError(
+                "fit needs a recipe: --config configs/quickstart.yaml, say. Without one it would train "
+                "all of GPT-1's 12 layers. Your own text is one flag more: --data.corpus FILE."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Not as Lightning does it, which lets the checkpoint overrule flags in silence."""
+
+    def _parse_beside_checkpoint(self, args: list[str], path: Path) -> None:
+        """Parse again with the checkpoint's settings as defaults, and refuse what contradicts them."""
+        command, *flags = args
+        checkpoint = read_checkpoint(path)
+        model = dict(checkpoint["hyper_parameters"])
+        data = dict(checkpoint["datamodule_hyper_parameters"])
+        data["vocabulary"] = model.pop("vocabulary")
+        model.pop("vocab_size")
+        run_config = path.parent.parent / "config.yaml"
+        if command == "fit" and run_config.is_file():
+            flags = ["--config", str(run_config), *flags]
+        own = {f"model.{k}": v for k, v in model.items()} | {f"data.{k}": v for k, v in data.items()}
+        linked = {"model.seed", "model.block_size", "data.seed"}
+        parser = self._subcommand_parsers[command]
+        parser.set_defaults({k: v for k, v in own.items() if k not in linked} | {"seed_everything": data["seed"]})
+        self.config = self.parser.parse_args([command, *flags])
+        settings = self.config[command]
+        settings.ckpt_path = str(path)
+        settings.data.vocabulary = settings.data.vocabulary or data["vocabulary"]
+        settings.name = None
+        free = {"data.scoring_batch_size", "data.corpus"}
+        if command != "fit" and settings.data.corpus != data["corpus"]:
+            free |= {"data.val_fraction", "data.test_fraction"}
+        for key, value in own.items():
+            if key not in free and settings[key] != value:
+                raise ValueError(
+                    f"{key} is given as {settings[key]!r}, but the checkpoint {path} was made with {value!r}. "
+                    "A checkpoint keeps its own settings: leave out the flag, or the --config that sets it; "
+                    "or start a new run without --ckpt_path."
+                )
+        self.checkpoint_path, self.checkpoint = path, checkpoint
+
+    # Building
+
+    def before_instantiate_classes(self) -> None:
+        assert self.subcommand is not None
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision, reason = choose_precision(trainer.accelerator)
+            say(f"Precision: {trainer.precision}, because {reason}.")
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        elif self.checkpoint_path:
+            step, steps = self.checkpoint["global_step"], trainer.max_steps
+            if 0 <= steps <= step:
+                raise ValueError(
+                    f"The run of {self.checkpoint_path} is complete: it stands at step {step} of {steps}. "
+                    "To train it further, give a larger --trainer.max_steps."
+                )
+            say(f"Resuming {self.checkpoint_path} after step {step}.")
+        else:
+            say(f"A new run on {self.config[self.subcommand].data.corpus}.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self._get(self.config, "trainer")
+        callbacks: list[Any] = [ProgressBar()] if trainer.enable_progress_bar is not False else []
+        kwargs["plugins"] = [*(trainer.plugins or []), WholeCheckpointIO()]
+        if self.subcommand == "fit":
+            if trainer.logger in (None, True):
+                kwargs["logger"] = self._run_logger()
+            if kwargs.get("logger") or trainer.logger:
+                callbacks.append(LearningRateMonitor(logging_interval="step"))
+            checkpoint = self._get(self.config_init, "checkpoint")
+            callbacks += [Speedometer(), TensorBoardExtras(), GracefulStop(checkpoint)]
+        else:
+            kwargs["logger"] = False
+            if self.subcommand == "predict":
+                callbacks.append(NatsWriter(self._get(self.config, "output")))
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_logger(self) -> TensorBoardLogger:
+        if self.checkpoint_path:
+            folder = self.checkpoint_path.parent.parent
+            purge_step = self.checkpoint["global_step"]
+        else:
+            folder = new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
+            purge_step = None
+        return TensorBoardLogger(
+            folder.parent.parent,
+            name=folder.parent.name,
+            version=folder.name,
+            default_hp_metric=False,
+            purge_step=purge_step,
+        )
+
+    def after_instantiate_classes(self) -> None:
+        config = self.model.gpt.config
+        say(
+            f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
+            f"window {config.block_size}; {config.vocab_size} characters; "
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters."
+        )
+
+    # Afterwards
+
+    def after_fit(self) -> None:
+        checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
+        best, last = checkpoint.best_path, checkpoint.last_path
+        step = self.trainer.global_step
+        if best is None:
+            say(f"\nTrained to step {step}, without validation. The model: {last}")
+        else:
+            say(f"\nBest: {checkpoint.best_score:.4f} nats per character on the validation split, in {best}")
+        say(
+            f"  let it write:    {program()} generate --ckpt_path {best or last}\n"
+            f"  train it on:     {program()} fit --ckpt_path {last} --trainer.max_steps {2 * step}\n"
+            f"  see its curves:  {tensorboard_command(last)}"
+        )
+
+
+def train(command: str, args: list[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: the user asked for something that can't be; the message says what and why.
+        SystemExit: the run was stopped by a signal, after it was saved.
+    """
+    for talker in ("fabric.utilities", "pytorch.utilities"):  # devices that are not there, tips, defaults taken
+        for topic in ("rank_zero", "seed"):
+            logging.getLogger(f"lightning.{talker}.{topic}").setLevel(logging.WARNING)
+    # What Lightning would advise against is meant: batches cost nothing to gather, and a split may be short.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*infer the batch indices.*")
+    warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
+    try:
+        MiniGPTCLI([command, *args])
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except Stopped as stop:
+        say(
+            f"\nStopped after step {stop.step}; nothing is lost.\n"
+            f"  go on:           {program()} fit --ckpt_path {stop.path}\n"
+            f"  see its curves:  {tensorboard_command(stop.path)}"
+        )
+        raise
+
+
+def choose_precision(accelerator: str) -> tuple[str, str]:
+    """bfloat16 where the hardware computes in it, else float32; and why."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "this GPU computes bfloat16 in hardware"
+        return "32-true", "this GPU has no bfloat16 in hardware"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "32-true", "that is the safe choice on Apple's GPUs"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return "bf16-mixed", "this processor computes bfloat16 in hardware"
+    return "32-true", "this processor has no bfloat16 in hardware"
+
+
+def new_run_folder(parent: Path) -> Path:
+    """Make ``parent/version_N`` for the first free N; no other run can get the same one."""
+    versions = [int(p.name[8:]) for p in parent.glob("version_*") if p.name[8:].isdigit()]
+    version = max(versions, default=-1) + 1
+    while True:
+        folder = parent / f"version_{version}"
+        # Of several processes the first one writes, and tells the others where.
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return folder
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            version += 1
+
+
+def program() -> str:
+    """How the user called this program."""
+    return "minigpt" if Path(sys.argv[0]).name == "minigpt" else "python -m minigpt"
+
+
+def tensorboard_command(checkpoint: Path) -> str:
+    return f"tensorboard --logdir {os.path.relpath(checkpoint.parent.parent)}"
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Tell the user, once, however many processes there are."""
+    print(text, flush=True)

@@ -1,0 +1,162 @@
+"""Training around the GPT: the loss, the metrics, the optimizer."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from minigpt.model import GPT, GPTConfig
+from minigpt.optim import decay_groups, warmup_cosine
+
+
+class GPTLightningModule(LightningModule):
+    """A GPT that learns to foretell the next character. Losses are in nats per character.
+
+    The defaults are GPT-1's own, from the shape to the optimizer.
+
+    Args:
+        vocabulary: the characters that the ids number; taken from the data.
+        learning_rate: the peak learning rate of AdamW.
+        warmup_steps: optimizer steps in which the learning rate rises to its peak; then it falls to 0 along a
+            cosine until the end of training.
+        weight_decay: decoupled decay of matrices and embeddings.
+        beta1: decay of AdamW's running mean of the gradient.
+        beta2: decay of AdamW's running mean of the squared gradient.
+        eps: added to the denominator of AdamW's update.
+        seed: decides what dropout drops.
+        gpt: the fields of :class:`~minigpt.model.GPTConfig`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        vocabulary: str,
+        learning_rate: float = 2.5e-4,
+        warmup_steps: int = 2000,
+        weight_decay: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        seed: int = 1337,
+        **gpt: Any,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or warmup_steps < 0 or weight_decay < 0:
+            raise ValueError(
+                f"learning_rate = {learning_rate} must be above 0; warmup_steps = {warmup_steps} and "
+                f"weight_decay = {weight_decay} must be at least 0."
+            )
+        config = GPTConfig(vocab_size=len(vocabulary), **gpt)
+        # Everything, defaults included, as plain values: a checkpoint must not depend on this file's defaults.
+        self.save_hyperparameters(
+            {
+                "vocabulary": vocabulary,
+                "learning_rate": learning_rate,
+                "warmup_steps": warmup_steps,
+                "weight_decay": weight_decay,
+                "beta1": beta1,
+                "beta2": beta2,
+                "eps": eps,
+                "seed": seed,
+                **dataclasses.asdict(config),
+            },
+            logger=False,
+        )
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.betas = (beta1, beta2)
+        self.eps = eps
+        self.seed = seed
+        self.gpt = GPT(config)
+        self.val_nats = MeanMetric()
+        self.test_nats = MeanMetric()
+        self.grad_norm = torch.tensor(0.0)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
+        return self.gpt(ids_BT)
+
+    def character_nats(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The cross-entropy of every target, in nats, (B, T); 0 where a target is not scored."""
+        ids_BT, targets_BT = batch
+        logits_BTV = self.gpt(ids_BT).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+
+    # Training
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        # What dropout drops in this batch depends on the batch's number alone, so that a resumed run drops the same.
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        key = int(np.random.SeedSequence([self.seed, number, self.global_rank]).generate_state(1, np.uint64)[0])
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(key)  # 50 times faster than torch.manual_seed
+        else:
+            torch.manual_seed(key)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self.character_nats(batch).mean()
+        if self.logs_now:
+            self.log_dict({"train/loss": loss.detach(), "train/bits_per_char": loss.detach() / math.log(2)})
+        return loss
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether this step is one that Lightning writes to the logger; logging more often costs time."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
+        limit = gradient_clip_val if gradient_clip_val is not None else math.inf
+        self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if self.logs_now:
+            self.log("train/grad_norm", self.grad_norm)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            decay_groups(self.gpt, self.weight_decay), lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True
+        )
+        factor = partial(
+            warmup_cosine, warmup_steps=self.warmup_steps, max_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Scoring
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.val_nats.update(self.predict_step(batch, batch_idx))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_nats.update(self.predict_step(batch, batch_idx))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The nats of every scored character of the batch, in the order of the text, (number of them,)."""
+        return self.character_nats(batch)[batch[1] >= 0]
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val", self.val_nats)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test", self.test_nats)
+
+    def _log_scores(self, split: str, nats: MeanMetric) -> None:
+        loss = nats.compute()
+        nats.reset()
+        scores = {"loss": loss, "bits_per_char": loss / math.log(2), "perplexity": loss.exp()}
+        # The metric has already gathered all devices; averaging equal numbers once more only quiets a warning.
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, sync_dist=True)

@@ -1,0 +1,306 @@
+"""GPT-1, written out by hand: ids in, logits out.
+
+The decoder-only transformer of Radford et al. 2018, "Improving Language Understanding by Generative
+Pre-Training" (GPT-1), whose block is the decoder of Vaswani et al. 2017, "Attention is all you need"
+(AIAYN), without its cross-attention. Where the paper is silent, OpenAI's published code decides.
+
+Read it from top to bottom: the three functions, attention, feed-forward, block, model.
+
+A trailing name such as ``x_BTC`` tells a tensor's shape:
+    B  batch        T  time: positions in this call    S  positions attended to (T, and those cached)
+    C  channels     H  attention heads                 D  channels per head, C / H
+    V  vocabulary
+
+Every activation worth a look is the output of a named module, so a forward hook reads it:
+    embedding_dropout             the residual stream at the bottom
+    blocks.0.norm_1, .norm_2      the layer norms
+    blocks.0.attention            what attention adds to the residual stream
+    blocks.0.attention.qkv        queries, keys and values
+    blocks.0.attention.softmax    the attention pattern, (B, H, T, S); not when ``fused``, which never forms it
+    blocks.0.residual_middle      the residual stream between the two halves of a block
+    blocks.0.feed_forward         what the feed-forward adds; its neurons are blocks.0.feed_forward.gelu
+    blocks.0                      the residual stream after the block
+    final_norm                    the residual stream that the logits are read from
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-1's own.
+
+    Args:
+        vocab_size: number of distinct tokens, V.
+        block_size: longest sequence in tokens, the context window.
+        n_layer: number of blocks.
+        n_head: attention heads per block; must divide n_embd.
+        n_embd: width of the residual stream, C.
+        embd_pdrop: dropout rate on the sum of token and position embeddings.
+        attn_pdrop: dropout rate on the attention pattern.
+        resid_pdrop: dropout rate on what attention and feed-forward add to the residual stream.
+        norm: "post" as GPT-1 (layer norm after each addition), or "pre" as GPT-2 and later
+            (layer norm before attention and feed-forward, and once more at the end).
+        positions: "learned" as GPT-1, or "sinusoidal" as AIAYN section 3.5.
+        fused: compute with PyTorch's kernels instead of the functions written out here; same values.
+
+    Raises:
+        ValueError: a size is not positive, a rate is outside [0, 1), n_head does not divide n_embd,
+            or a switch has an unknown value.
+    """
+
+    vocab_size: int = 40478
+    block_size: int = 512
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    norm: Literal["post", "pre"] = "post"
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a dropout rate is at least 0 and less than 1.")
+        if self.n_embd % self.n_head != 0:
+            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            near = sorted(sorted(divisors, key=lambda n: abs(n - self.n_head))[:3])
+            raise ValueError(
+                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}: the heads share the width equally. "
+                f"With n_embd = {self.n_embd}, n_head = {', '.join(map(str, near))} would do."
+            )
+        if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
+            raise ValueError(f"n_embd = {self.n_embd} is odd; sinusoidal positions pair sines with cosines.")
+        for name, known in (("norm", ("post", "pre")), ("positions", ("learned", "sinusoidal"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels (Ba et al. 2016): biased variance, eps inside the root."""
+
+    def __init__(self, n_embd: int, fused: bool, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd))
+        self.fused = fused
+        self.eps = eps
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        if self.fused:
+            return F.layer_norm(x_BTC, self.weight.shape, self.weight, self.bias, self.eps)
+        mean_BT1 = x_BTC.mean(-1, keepdim=True)
+        variance_BT1 = (x_BTC - mean_BT1).square().mean(-1, keepdim=True)
+        return (x_BTC - mean_BT1) * torch.rsqrt(variance_BT1 + self.eps) * self.weight + self.bias
+
+
+class GELU(nn.Module):
+    """Gaussian error linear unit in the tanh form (Hendrycks and Gimpel 2016, section 2)."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.gelu(x, approximate="tanh")
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+class Softmax(nn.Module):
+    """exp(x) / sum(exp(x)) over the last dimension, shifted by the maximum so that nothing overflows."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.softmax(x, dim=-1)
+        exp = (x - x.amax(-1, keepdim=True)).exp()
+        return exp / exp.sum(-1, keepdim=True)
+
+
+class KeyValueCache:
+    """The keys and values that one attention layer has computed so far, so that none is computed twice.
+
+    ``keys`` and ``values`` are allocated once, each (B, H, block_size, D); the first ``length`` positions
+    are filled. Positions are absolute: what is cached holds only while the text keeps its beginning.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = 0
+
+    def append(self, key_BHTD: Tensor, value_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new positions; return all keys and all values so far, each (B, H, S, D)."""
+        start, self.length = self.length, self.length + key_BHTD.shape[2]
+        self.keys[:, :, start : self.length] = key_BHTD
+        self.values[:, :, start : self.length] = value_BHTD
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which no position sees a later one (AIAYN sections 3.2.1 to 3.2.3)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.fused = config.fused
+        self.attn_pdrop = config.attn_pdrop
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.softmax = Softmax(config.fused)
+        self.pattern_dropout = nn.Dropout(config.attn_pdrop)
+        self.projection = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+        # future[t, s] is true where s comes after t
+        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(1)
+        self.register_buffer("future", future, persistent=False)
+        self.future: Tensor
+
+    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        B, T, C = x_BTC.shape
+        D = C // self.n_head
+        query, key, value = self.qkv(x_BTC).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            key, value = cache.append(key, value)  # each (B, H, S, D)
+        S = key.shape[2]
+        future_TS = self.future[S - T : S, :S]
+
+        # On a CPU in bfloat16, PyTorch's attention kernel trains slower than its parts one by one.
+        parts_are_faster = x_BTC.device.type == "cpu" and query.dtype == torch.bfloat16
+        if self.fused and not parts_are_faster:
+            pdrop = self.attn_pdrop if self.training else 0.0
+            mask = {"is_causal": True} if S == T else {"attn_mask": ~future_TS}
+            y_BHTD = F.scaled_dot_product_attention(query, key, value, dropout_p=pdrop, **mask)
+        else:
+            scores_BHTS = (query / math.sqrt(D)) @ key.transpose(-2, -1)
+            pattern_BHTS = self.softmax(scores_BHTS.masked_fill(future_TS, -math.inf))
+            y_BHTD = self.pattern_dropout(pattern_BHTS) @ value
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return self.dropout(self.projection(y_BTC))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between, four times as wide inside, at each position alone (AIAYN section 3.3)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = GELU(config.fused)
+        self.contract = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.dropout(self.contract(self.gelu(self.expand(x_BTC))))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm = config.norm
+        self.norm_1 = LayerNorm(config.n_embd, config.fused)
+        self.attention = CausalSelfAttention(config)
+        self.residual_middle = nn.Identity()
+        self.norm_2 = LayerNorm(config.n_embd, config.fused)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        if self.norm == "post":
+            x_BTC = self.residual_middle(self.norm_1(x_BTC + self.attention(x_BTC, cache)))
+            return self.norm_2(x_BTC + self.feed_forward(x_BTC))
+        x_BTC = self.residual_middle(x_BTC + self.attention(self.norm_1(x_BTC), cache))
+        return x_BTC + self.feed_forward(self.norm_2(x_BTC))
+
+
+class SinusoidalEmbedding(nn.Module):
+    """PE(t, 2i) = sin(t / 10000^(2i/C)), PE(t, 2i+1) = cos(t / 10000^(2i/C)) (AIAYN section 3.5)."""
+
+    def __init__(self, block_size: int, n_embd: int) -> None:
+        super().__init__()
+        position_T1 = torch.arange(block_size).unsqueeze(1)
+        frequency_I = torch.exp(torch.arange(0, n_embd, 2) * (-math.log(10000.0) / n_embd))
+        angle_TI = position_T1 * frequency_I
+        table_TC = torch.stack((angle_TI.sin(), angle_TI.cos()), dim=-1).flatten(1)
+        self.register_buffer("table", table_TC, persistent=False)
+        self.table: Tensor
+
+    def forward(self, positions_T: Tensor) -> Tensor:
+        return self.table[positions_T]
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (GPT-1 paper, section 3.1, equation 2).
+
+    Args:
+        config: its shape. Weights start as N(0, 0.02), biases at 0.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = (
+            nn.Embedding(config.block_size, config.n_embd)
+            if config.positions == "learned"
+            else SinusoidalEmbedding(config.block_size, config.n_embd)
+        )
+        self.embedding_dropout = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = LayerNorm(config.n_embd, config.fused) if config.norm == "pre" else nn.Identity()
+        self.apply(self._initialise)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def make_cache(self, batch_size: int) -> list[KeyValueCache]:
+        """An empty key-value cache, one per block, for sequences of up to ``block_size`` tokens."""
+        config, like = self.config, self.token_embedding.weight
+        shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        return [KeyValueCache(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
+
+    def forward(self, ids_BT: Tensor, cache: list[KeyValueCache] | None = None) -> Tensor:
+        """The logits of the next token at every position.
+
+        Args:
+            ids_BT: token ids, integers, (B, T).
+            cache: from :meth:`make_cache`; ``ids_BT`` then continue what the cache holds, and are added to it.
+
+        Returns:
+            Logits, (B, T, V). Softmax makes them probabilities.
+
+        Raises:
+            ValueError: the sequence, with what is cached, is longer than ``block_size``.
+        """
+        start = cache[0].length if cache else 0
+        end = start + ids_BT.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(
+                f"The sequence is {end} tokens long and block_size is {self.config.block_size}. "
+                f"Give the model at most the last {self.config.block_size} tokens."
+            )
+        positions_T = torch.arange(start, end, device=ids_BT.device)
+        x_BTC = self.embedding_dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
+        for i, block in enumerate(self.blocks):
+            x_BTC = block(x_BTC, cache[i] if cache else None)
+        # GPT-1 ties the output to the token embedding and adds no bias.
+        return F.linear(self.final_norm(x_BTC), self.token_embedding.weight)
