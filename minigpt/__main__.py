@@ -38,7 +38,8 @@ def main() -> None:
     except (ValueError, OSError, argparse.ArgumentError) as error:
         if os.environ.get("MINIGPT_TRACEBACK"):
             raise
-        sys.exit(explain(error))
+        print(explain(error), file=sys.stderr)
+        sys.exit(2)
 
 
 def run(command: str, args: list[str]) -> None:

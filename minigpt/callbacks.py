@@ -1,6 +1,7 @@
 """What happens around training: samples, progress, TensorBoard."""
 
 import csv
+import math
 import sys
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ class TextSampler(Callback):
         print_above_progress(trainer, f"--- step {step} ---\n{text}\n")
         if writer := tensorboard(trainer):
             indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for: as it stands
-            writer.add_text("sample", indented, step)
+            writer.add_text("sample", indented, step - 1)  # like Lightning, which numbers steps from 0
 
     def write(self, module: GPTLightningModule) -> str:
         """A sample of the model as it is now."""
@@ -98,14 +99,23 @@ class TextSampler(Callback):
             module.gpt.train(was_training)
 
 
-class Speedometer(Callback):
-    """Characters trained on per second, over all devices, without the time spent validating or sampling."""
+class TrainingCurves(Callback):
+    """Logs the loss, the gradient norm and the characters trained on per second, over all devices.
+
+    It writes to the logger at once, where ``self.log`` would wait for the end of the step: what a checkpoint made
+    in this step stands for is in the curves by then, and a resumed run leaves no gap.
+    """
 
     def __init__(self) -> None:
+        self.loss = math.nan
         self.rate = 0.0
         self._tokens = 0
         self._seconds = 0.0
         self._started = 0.0
+        self._logged_step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_step = trainer.global_step
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._started = time.perf_counter()
@@ -113,13 +123,23 @@ class Speedometer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += time.perf_counter() - self._started
+        self._seconds += time.perf_counter() - self._started  # neither validation nor sampling is in it
         self._tokens += batch[0].numel() * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and step != self._logged_step:  # type: ignore[attr-defined]
+            assert isinstance(pl_module, GPTLightningModule)
+            self._logged_step = step
+            self.loss = float(outputs["loss"])
             self.rate = self._tokens / self._seconds
             self._tokens, self._seconds = 0, 0.0
+            values = {
+                "train/loss": self.loss,
+                "train/bits_per_char": self.loss / math.log(2),
+                "train/grad_norm": float(pl_module.grad_norm),
+                "train/tokens_per_second": self.rate,
+            }
             for logger in trainer.loggers:
-                logger.log_metrics({"train/tokens_per_second": self.rate}, step=trainer.global_step - 1)
+                logger.log_metrics(values, step=step - 1)  # like Lightning, which numbers steps from 0
 
 
 class ProgressBar(LightningProgressBar):
@@ -160,14 +180,11 @@ class ProgressBar(LightningProgressBar):
     def _describe(self, trainer: Trainer) -> None:
         if self._bar is None:
             return
-        metrics = trainer.callback_metrics
-        speed = next((c.rate for c in trainer.callbacks if isinstance(c, Speedometer)), 0.0)  # type: ignore[attr-defined]
-        parts = []
-        if "train/loss" in metrics:
-            parts += [f"loss {metrics['train/loss']:.3f}", f"{metrics['train/bits_per_char']:.3f} bits/char"]
-        if "val/loss" in metrics:
-            parts.append(f"val {metrics['val/loss']:.4f}")
-        self._bar.set_postfix_str(", ".join([*parts, f"{speed:,.0f} char/s"]), refresh=False)
+        (curves,) = (c for c in trainer.callbacks if isinstance(c, TrainingCurves))  # type: ignore[attr-defined]
+        parts = [f"loss {curves.loss:.3f}", f"{curves.loss / math.log(2):.3f} bits/char", f"{curves.rate:,.0f} char/s"]
+        if "val/loss" in trainer.callback_metrics:
+            parts.append(f"val {trainer.callback_metrics['val/loss']:.4f}")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} was not loaded: it is damaged, or it holds more than plain data and could run a program. "
             "It is not a checkpoint that minigpt wrote, or no longer one."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: it is cut off or is something else.") from error
     hyperparameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hyperparameters, dict) or not isinstance(hyperparameters.get("vocabulary"), str):

@@ -78,8 +78,7 @@ class RunCheckpoint(Checkpoint):
             return
         path = self.folder / f"step{trainer.global_step:06d}-val{score:.4f}.ckpt"
         self.best_score, self.best_path = score, path
-        trainer.save_checkpoint(path, weights_only=False)
-        self._saved_step = trainer.global_step
+        self._save(trainer, path)
         if trainer.is_global_zero:
             self._link_last(path)
             for other in self.folder.glob("step*-val*.ckpt"):
@@ -99,7 +98,12 @@ class RunCheckpoint(Checkpoint):
 
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``. Every process has to call this."""
-        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._save(trainer, self.last_path)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # the curves up to here, so that a run resumed from this checkpoint leaves no gap in them
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
 
     def _link_last(self, path: Path) -> None:

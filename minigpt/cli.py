@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from minigpt.callbacks import NatsWriter, ProgressBar, Speedometer, TensorBoardExtras, TextSampler
+from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves
 from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
 from minigpt.checkpointing import GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.datamodule import CharDataModule
@@ -122,10 +122,12 @@ class MiniGPTCLI(LightningCLI):
         run_config = path.parent.parent / "config.yaml"
         if command == "fit" and run_config.is_file():
             flags = ["--config", str(run_config), *flags]
-        own = {f"model.{k}": v for k, v in model.items()} | {f"data.{k}": v for k, v in data.items()}
-        linked = {"model.seed", "model.block_size", "data.seed"}
+        own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
+        # Two settings are given in one place and linked to the others.
+        own["seed_everything"] = own.pop("data.seed")
+        del own["model.seed"], own["model.block_size"]
         parser = self._subcommand_parsers[command]
-        parser.set_defaults({k: v for k, v in own.items() if k not in linked} | {"seed_everything": data["seed"]})
+        parser.set_defaults(own)
         self.config = self.parser.parse_args([command, *flags])
         settings = self.config[command]
         settings.ckpt_path = str(path)
@@ -174,7 +176,7 @@ class MiniGPTCLI(LightningCLI):
             if kwargs.get("logger") or trainer.logger:
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
             checkpoint = self._get(self.config_init, "checkpoint")
-            callbacks += [Speedometer(), TensorBoardExtras(), GracefulStop(checkpoint)]
+            callbacks += [TrainingCurves(), TensorBoardExtras(), GracefulStop(checkpoint)]
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":

@@ -131,7 +131,6 @@ class TrainingLoader(DataLoader[Batch]):
             sampler=_Rest(self),
             num_workers=num_workers,
             worker_init_fn=ignore_interrupts,
-            persistent_workers=num_workers > 0,
         )
 
     def __len__(self) -> int:
@@ -163,8 +162,8 @@ class _Rest(Sampler[int]):
 class CharDataModule(LightningDataModule):
     """A corpus, split into a training, a validation and a test part, as batches of windows.
 
-    The splits lie side by side in this order. One epoch is as many training batches as hold the training split's
-    number of characters.
+    The splits lie side by side in this order. One epoch is as many optimizer steps as it takes to read about the
+    training split's number of characters.
 
     Args:
         corpus: a text file, a folder of .txt files, a glob, or a named corpus (shakespeare, tinyshakespeare).
@@ -221,10 +220,23 @@ class CharDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.data_dir = Path(data_dir)
         self.predict_corpus = predict_corpus
-        # A model needs its vocabulary before it can be built, so the text is read here, not in `setup`.
-        self.vocabulary = vocabulary or open_corpus(corpus, self.data_dir).vocabulary
         self.text: Corpus
+        if vocabulary is None:
+            # A model needs its vocabulary before it can be built, so the text is read here, not in `setup`.
+            self._open()
+            vocabulary = self.text.vocabulary
+        self.vocabulary = vocabulary
         self.save_hyperparameters(ignore=["vocabulary", "predict_corpus", "data_dir", "num_workers"])
+
+    def _open(self, vocabulary: str | None = None) -> None:
+        self.text = open_corpus(self.corpus, self.data_dir, vocabulary)
+        for name, split in self.splits().items():
+            if len(split) <= self.block_size and (split or name != "test"):
+                raise ValueError(
+                    f"The corpus {self.corpus} has {len(self.text)} characters, of which the {name} split gets "
+                    f"{len(split)}; it needs more than block_size = {self.block_size}. Take a longer text, "
+                    f"a smaller --data.block_size, or a larger fraction for that split."
+                )
 
     def setup(self, stage: str) -> None:
         if stage == "predict":
@@ -232,14 +244,8 @@ class CharDataModule(LightningDataModule):
                 raise ValueError("predict needs a text to score: --data.predict_corpus FILE.")
             self.text = open_corpus(self.predict_corpus, self.data_dir, self.vocabulary)
             return
-        self.text = open_corpus(self.corpus, self.data_dir, self.vocabulary)
-        for name, split in self.splits().items():
-            if 0 < len(split) <= self.block_size:
-                raise ValueError(
-                    f"The corpus {self.corpus} has {len(self.text)} characters, of which the {name} split gets "
-                    f"{len(split)}; it needs more than block_size = {self.block_size}. Take a longer text, "
-                    f"a smaller --data.block_size, or a larger fraction for that split."
-                )
+        if not hasattr(self, "text"):
+            self._open(self.vocabulary)
         if stage == "fit" and self.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size = {self.batch_size} can't be shared equally by {self.world_size} devices. "
@@ -277,7 +283,10 @@ class CharDataModule(LightningDataModule):
             world=self.world_size,
             only_first=self.overfit_one_batch,
         )
-        return TrainingLoader(dataset, -(-len(split) // (self.batch_size * self.block_size)), self.num_workers)
+        # Lightning ends an epoch with an optimizer step, so an epoch must not end half-way through one.
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        steps = -(-len(split) // (self.batch_size * self.block_size * accumulated))
+        return TrainingLoader(dataset, steps * accumulated, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._scoring_loader(self.splits()["val"])

@@ -104,15 +104,7 @@ class GPTLightningModule(LightningModule):
             torch.manual_seed(key)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.character_nats(batch).mean()
-        if self.logs_now:
-            self.log_dict({"train/loss": loss.detach(), "train/bits_per_char": loss.detach() / math.log(2)})
-        return loss
-
-    @property
-    def logs_now(self) -> bool:
-        """Whether this step is one that Lightning writes to the logger; logging more often costs time."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        return self.character_nats(batch).mean()
 
     def configure_gradient_clipping(
         self,
@@ -123,8 +115,6 @@ class GPTLightningModule(LightningModule):
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
         limit = gradient_clip_val if gradient_clip_val is not None else math.inf
         self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
-        if self.logs_now:
-            self.log("train/grad_norm", self.grad_norm)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(

@@ -4,8 +4,6 @@ The decoder-only transformer of Radford et al. 2018, "Improving Language Underst
 Pre-Training" (GPT-1), whose block is the decoder of Vaswani et al. 2017, "Attention is all you need"
 (AIAYN), without its cross-attention. Where the paper is silent, OpenAI's published code decides.
 
-Read it from top to bottom: the three functions, attention, feed-forward, block, model.
-
 A trailing name such as ``x_BTC`` tells a tensor's shape:
     B  batch        T  time: positions in this call    S  positions attended to (T, and those cached)
     C  channels     H  attention heads                 D  channels per head, C / H
@@ -47,8 +45,8 @@ class GPTConfig:
         resid_pdrop: dropout rate on what attention and feed-forward add to the residual stream.
         norm: "post" as GPT-1 (layer norm after each addition), or "pre" as GPT-2 and later
             (layer norm before attention and feed-forward, and once more at the end).
-        positions: "learned" as GPT-1, or "sinusoidal" as AIAYN section 3.5.
-        fused: compute with PyTorch's kernels instead of the functions written out here; same values.
+        positions: "learned" as GPT-1, or "sinusoidal" as AIAYN sections 3.4 and 3.5.
+        fused: compute with PyTorch's kernels, which are faster, or with the functions written out here; same values.
 
     Raises:
         ValueError: a size is not positive, a rate is outside [0, 1), n_head does not divide n_embd,
@@ -65,27 +63,27 @@ class GPTConfig:
     resid_pdrop: float = 0.1
     norm: Literal["post", "pre"] = "post"
     positions: Literal["learned", "sinusoidal"] = "learned"
-    fused: bool = False
+    fused: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if (size := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1.")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a dropout rate is at least 0 and less than 1.")
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {rate}; a dropout rate is at least 0 and less than 1.")
         if self.n_embd % self.n_head != 0:
             divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - self.n_head))[:3])
             raise ValueError(
-                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}: the heads share the width equally. "
-                f"With n_embd = {self.n_embd}, n_head = {', '.join(map(str, near))} would do."
+                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}, which the heads share equally; "
+                f"n_head = {', '.join(map(str, near))} would do."
             )
         if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
             raise ValueError(f"n_embd = {self.n_embd} is odd; sinusoidal positions pair sines with cosines.")
         for name, known in (("norm", ("post", "pre")), ("positions", ("learned", "sinusoidal"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(known)}.")
 
 
 class LayerNorm(nn.Module):
@@ -160,7 +158,6 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.fused = config.fused
-        self.attn_pdrop = config.attn_pdrop
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.softmax = Softmax(config.fused)
         self.pattern_dropout = nn.Dropout(config.attn_pdrop)
@@ -183,7 +180,7 @@ class CausalSelfAttention(nn.Module):
         # On a CPU in bfloat16, PyTorch's attention kernel trains slower than its parts one by one.
         parts_are_faster = x_BTC.device.type == "cpu" and query.dtype == torch.bfloat16
         if self.fused and not parts_are_faster:
-            pdrop = self.attn_pdrop if self.training else 0.0
+            pdrop = self.pattern_dropout.p if self.training else 0.0
             mask = {"is_causal": True} if S == T else {"attn_mask": ~future_TS}
             y_BHTD = F.scaled_dot_product_attention(query, key, value, dropout_p=pdrop, **mask)
         else:
@@ -245,21 +242,14 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (GPT-1 paper, section 3.1, equation 2).
-
-    Args:
-        config: its shape. Weights start as N(0, 0.02), biases at 0.
-    """
+    """A decoder-only transformer (GPT-1 paper, section 3.1, equation 2); weights start as N(0, 0.02), biases at 0."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = (
-            nn.Embedding(config.block_size, config.n_embd)
-            if config.positions == "learned"
-            else SinusoidalEmbedding(config.block_size, config.n_embd)
-        )
+        positions = nn.Embedding if config.positions == "learned" else SinusoidalEmbedding
+        self.position_embedding = positions(config.block_size, config.n_embd)
         self.embedding_dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = LayerNorm(config.n_embd, config.fused) if config.norm == "pre" else nn.Identity()
@@ -293,13 +283,13 @@ class GPT(nn.Module):
         """
         start = cache[0].length if cache else 0
         end = start + ids_BT.shape[1]
-        if end > self.config.block_size:
-            raise ValueError(
-                f"The sequence is {end} tokens long and block_size is {self.config.block_size}. "
-                f"Give the model at most the last {self.config.block_size} tokens."
-            )
+        if end > (size := self.config.block_size):
+            raise ValueError(f"The sequence is {end} tokens long; block_size is {size}. Give it the last {size}.")
         positions_T = torch.arange(start, end, device=ids_BT.device)
-        x_BTC = self.embedding_dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
+        token_BTC = self.token_embedding(ids_BT)
+        if self.config.positions == "sinusoidal":  # or the sines, of size 1, would drown the tokens (AIAYN 3.4)
+            token_BTC = token_BTC * math.sqrt(self.config.n_embd)
+        x_BTC = self.embedding_dropout(token_BTC + self.position_embedding(positions_T))
         for i, block in enumerate(self.blocks):
             x_BTC = block(x_BTC, cache[i] if cache else None)
         # GPT-1 ties the output to the token embedding and adds no bias.

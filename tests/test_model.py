@@ -1,0 +1,201 @@
+"""The transformer against its definition, against PyTorch's kernels and against Hugging Face's GPT-1."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt.model import GELU, GPT, GPTConfig, LayerNorm, Softmax
+
+SHAPES = [
+    GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12, norm=norm, positions=positions)
+    for norm, positions in itertools.product(("post", "pre"), ("learned", "sinusoidal"))
+]
+each_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda c: f"{c.norm}-{c.positions}")
+
+
+def build(config: GPTConfig, **changes: object) -> GPT:
+    """A model with weights of size 1/5, so that attention is far from uniform."""
+    gpt = GPT(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in gpt.parameters():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    return gpt.eval()
+
+
+def random_ids(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(23, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@each_shape
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_future_character_changes_no_earlier_logit(config: GPTConfig, fused: bool) -> None:
+    gpt = build(config, fused=fused)
+    ids = random_ids(3, 16)
+    before = gpt(ids)
+    for place in range(16):
+        changed = ids.clone()
+        changed[:, place] = (changed[:, place] + 1) % 23
+        after = gpt(changed)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert not torch.allclose(after[:, place:], before[:, place:])
+
+
+@each_shape
+def test_fused_and_explicit_agree_in_value_and_gradient(config: GPTConfig) -> None:
+    ids = random_ids(3, 16)
+    results = []
+    for fused in (True, False):
+        gpt = build(config, fused=fused)
+        logits = gpt(ids)
+        F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
+        results.append((logits, {name: p.grad for name, p in gpt.named_parameters()}))
+    (fused_logits, fused_grads), (logits, grads) = results
+    torch.testing.assert_close(fused_logits, logits, rtol=1e-5, atol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(fused_grads[name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("config", SHAPES[::2], ids=lambda c: c.norm)
+def test_fused_and_explicit_agree_in_bfloat16(config: GPTConfig) -> None:
+    ids = random_ids(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        fused, explicit = build(config, fused=True)(ids), build(config, fused=False)(ids)
+    torch.testing.assert_close(fused.float(), explicit.float(), rtol=0.05, atol=0.1)
+
+
+def test_the_three_functions_are_pytorchs() -> None:
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(LayerNorm(7, fused=False)(x), F.layer_norm(x, (7,)))
+    torch.testing.assert_close(GELU(fused=False)(x), F.gelu(x, approximate="tanh"))
+    torch.testing.assert_close(Softmax(fused=False)(x), F.softmax(x, -1))
+    assert torch.isfinite(Softmax(fused=False)(1000 * x)).all()
+
+
+def test_gpt1_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        gpt = GPT(GPTConfig())
+    assert sum(p.numel() for p in gpt.parameters()) == 116_534_784
+
+
+def test_the_output_head_is_the_token_embedding() -> None:
+    gpt = build(SHAPES[0])
+    shapes = [tuple(p.shape) for p in gpt.parameters()]
+    assert shapes.count((23, 12)) == 1
+    logits = gpt(random_ids(2, 4))
+    gpt.token_embedding.weight.data[5] = 0
+    assert (gpt(random_ids(2, 4))[..., 5] == 0).all()
+    assert logits[..., 5].abs().min() > 0
+
+
+def test_weights_start_as_gpt1s_do() -> None:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=100, block_size=64, n_layer=2, n_head=2, n_embd=128))
+    for name, parameter in gpt.named_parameters():
+        if parameter.dim() > 1:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert parameter.mean().abs().item() < 2e-3, name
+        else:
+            assert (parameter == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients(fused: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.OpenAIGPTLMHeadModel(
+        transformers.OpenAIGPTConfig(
+            vocab_size=23, n_positions=16, n_embd=12, n_layer=2, n_head=2, attn_implementation="eager"
+        )
+    ).eval()
+    ours = build(SHAPES[0], fused=fused)
+    pairs = [("tokens_embed", "token_embedding"), ("positions_embed", "position_embedding")]
+    for i in range(2):
+        for their_part, our_part in {
+            "attn.c_attn": "attention.qkv",
+            "attn.c_proj": "attention.projection",
+            "mlp.c_fc": "feed_forward.expand",
+            "mlp.c_proj": "feed_forward.contract",
+            "ln_1": "norm_1",
+            "ln_2": "norm_2",
+        }.items():
+            pairs.append((f"h.{i}.{their_part}", f"blocks.{i}.{our_part}"))
+    ids = random_ids(3, 16)
+    theirs_by_name, ours_by_name = dict(theirs.transformer.named_parameters()), dict(ours.named_parameters())
+    matched = []
+    for their_name, our_name in pairs:
+        for kind in ("weight", "bias"):
+            if f"{our_name}.{kind}" in ours_by_name:
+                their, our = theirs_by_name[f"{their_name}.{kind}"], ours_by_name[f"{our_name}.{kind}"]
+                transposed = kind == "weight" and any(part in their_name for part in ("attn", "mlp"))  # their Conv1D
+                their.data.copy_(our.T if transposed else our)
+                matched.append((f"{our_name}.{kind}", their, our, transposed))
+    assert len(matched) == len(theirs_by_name) == len(ours_by_name)
+
+    their_logits, our_logits = theirs(ids).logits, ours(ids)
+    torch.testing.assert_close(our_logits, their_logits, rtol=1e-5, atol=1e-5)
+    for logits in (their_logits, our_logits):
+        F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
+    for name, their, our, transposed in matched:
+        grad = their.grad.T if transposed else their.grad
+        torch.testing.assert_close(our.grad, grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@each_shape
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_cache_changes_no_logit(config: GPTConfig, fused: bool) -> None:
+    gpt = build(config, fused=fused)
+    ids = random_ids(3, 16)
+    cache = gpt.make_cache(3)
+    pieces = [gpt(ids[:, start:stop], cache) for start, stop in [(0, 5), (5, 6), (6, 7), (7, 12), (12, 16)]]
+    torch.testing.assert_close(torch.cat(pieces, 1), gpt(ids), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="17 tokens long; block_size is 16"):
+        gpt(ids[:, :1], cache)
+
+
+def test_every_promised_activation_can_be_hooked() -> None:
+    gpt = build(SHAPES[0], fused=False)
+    names = ["embedding_dropout", "final_norm"]
+    for part in ("norm_1", "norm_2", "attention", "attention.qkv", "attention.softmax", "residual_middle"):
+        names.append(f"blocks.0.{part}")
+    names += ["blocks.0.feed_forward", "blocks.0.feed_forward.gelu", "blocks.0"]
+    seen = {}
+    for name in names:
+        gpt.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.__setitem__(name, out))  # type: ignore[misc]
+    logits = gpt(random_ids(3, 16))
+    assert set(seen) == set(names)
+    pattern = seen["blocks.0.attention.softmax"]
+    assert pattern.shape == (3, 2, 16, 16)
+    torch.testing.assert_close(pattern.sum(-1), torch.ones(3, 2, 16))
+    assert (pattern.triu(1) == 0).all()
+    torch.testing.assert_close(F.linear(seen["final_norm"], gpt.token_embedding.weight), logits)
+
+
+def test_sines_and_cosines_are_those_of_the_paper() -> None:
+    table = GPT(GPTConfig(vocab_size=2, block_size=50, n_layer=1, n_head=1, n_embd=6, positions="sinusoidal"))
+    for t, i in [(0, 0), (7, 1), (49, 2)]:
+        angle = torch.tensor(t / 10000 ** (2 * i / 6))
+        row = table.position_embedding(torch.tensor([t]))[0]
+        torch.testing.assert_close(row[2 * i : 2 * i + 2], torch.stack((angle.sin(), angle.cos())))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_head": 5}, "n_head = 5 does not divide n_embd = 12.* 3, 4, 6 would do"),
+        ({"n_layer": 0}, "n_layer is 0; it must be at least 1"),
+        ({"n_embd": -8}, "n_embd is -8"),
+        ({"attn_pdrop": 1.0}, "attn_pdrop is 1.0; a dropout rate"),
+        ({"norm": "mid"}, "norm is 'mid'; it must be post or pre"),
+        ({"positions": "sinusoidal", "n_embd": 9, "n_head": 3}, "n_embd = 9 is odd"),
+    ],
+)
+def test_wrong_settings_say_what_would_do(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHAPES[0], **changes)  # type: ignore[arg-type]
+
+
+def test_a_sequence_longer_than_the_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="17 tokens long; block_size is 16"):
+        build(SHAPES[0])(random_ids(1, 17))
