@@ -129,7 +129,7 @@ class TrainingCurves(Callback):
         if step % trainer.log_every_n_steps == 0 and step != self._logged_step:  # type: ignore[attr-defined]
             assert isinstance(pl_module, GPTLightningModule)
             self._logged_step = step
-            self.loss = float(outputs["loss"])
+            self.loss = float(pl_module.train_loss)
             self.rate = self._tokens / self._seconds
             self._tokens, self._seconds = 0, 0.0
             values = {

@@ -38,6 +38,7 @@ class MiniGPTCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         self.checkpoint_path: Path | None = None
+        self.run_folder: Path | None = None  # of the run to resume
         self.checkpoint: dict[str, Any] = {}
         super().__init__(
             GPTLightningModule,
@@ -116,12 +117,14 @@ class MiniGPTCLI(LightningCLI):
         command, *flags = args
         checkpoint = read_checkpoint(path)
         model = dict(checkpoint["hyper_parameters"])
-        data = dict(checkpoint["datamodule_hyper_parameters"])
+        data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+        if not data:
+            raise ValueError(f"{path} doesn't say what text it was trained on: it was not made by minigpt fit.")
         data["vocabulary"] = model.pop("vocabulary")
         model.pop("vocab_size")
-        run_config = path.parent.parent / "config.yaml"
-        if command == "fit" and run_config.is_file():
-            flags = ["--config", str(run_config), *flags]
+        self.run_folder = path.parent.parent if path.parent.name == "checkpoints" else None
+        if command == "fit" and self.run_folder and (self.run_folder / "config.yaml").is_file():
+            flags = ["--config", str(self.run_folder / "config.yaml"), *flags]
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
         # Two settings are given in one place and linked to the others.
         own["seed_everything"] = own.pop("data.seed")
@@ -132,7 +135,7 @@ class MiniGPTCLI(LightningCLI):
         settings = self.config[command]
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or data["vocabulary"]
-        settings.name = None
+        settings.name = self.run_folder.parent.name if self.run_folder else settings.name
         free = {"data.scoring_batch_size", "data.corpus"}
         if command != "fit" and settings.data.corpus != data["corpus"]:
             free |= {"data.val_fraction", "data.test_fraction"}
@@ -185,18 +188,13 @@ class MiniGPTCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_logger(self) -> TensorBoardLogger:
-        if self.checkpoint_path:
-            folder = self.checkpoint_path.parent.parent
-            purge_step = self.checkpoint["global_step"]
-        else:
-            folder = new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
-            purge_step = None
+        folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
         return TensorBoardLogger(
             folder.parent.parent,
             name=folder.parent.name,
             version=folder.name,
             default_hp_metric=False,
-            purge_step=purge_step,
+            purge_step=self.checkpoint.get("global_step"),  # what was logged after the checkpoint is logged again
         )
 
     def after_instantiate_classes(self) -> None:

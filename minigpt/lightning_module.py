@@ -80,7 +80,9 @@ class GPTLightningModule(LightningModule):
         self.gpt = GPT(config)
         self.val_nats = MeanMetric()
         self.test_nats = MeanMetric()
-        self.grad_norm = torch.tensor(0.0)
+        # Of the last step; a callback logs them.
+        self.train_loss = torch.tensor(math.nan)
+        self.grad_norm = torch.tensor(math.nan)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
@@ -104,7 +106,9 @@ class GPTLightningModule(LightningModule):
             torch.manual_seed(key)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.character_nats(batch).mean()
+        loss = self.character_nats(batch).mean()
+        self.train_loss = loss.detach()
+        return loss
 
     def configure_gradient_clipping(
         self,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, assert_clear_error, make_text, run_minigpt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import TINY, assert_clear_error, make_text, run_minigpt
 
 RUN = Path("lightning_logs/tiny/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -94,6 +95,13 @@ def test_tensorboard_shows_the_run(in_trained: Path) -> None:
     labels = next(RUN.rglob("metadata.tsv")).read_text().splitlines()
     assert labels[:2] == ["\\n", "space"]
     assert (RUN / "config.yaml").is_file()
+
+
+def test_the_training_loss_is_per_character_however_gradients_are_accumulated(workplace: Path) -> None:
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches", 4).code == 0
+    characters = len(set(Path("text.txt").read_text()))
+    assert curve(RUN, "train/loss")[0][1] == pytest.approx(math.log(characters), rel=0.05)
+    assert [step for step, _ in curve(RUN, "train/loss")] == list(range(24))
 
 
 def test_training_lowers_the_loss(in_trained: Path) -> None:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from minigpt.model import GELU, GPT, GPTConfig, LayerNorm, Softmax
 
+GPT1 = GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12)
 SHAPES = [
-    GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12, norm=norm, positions=positions)
+    dataclasses.replace(GPT1, norm=norm, positions=positions)  # type: ignore[arg-type]
     for norm, positions in itertools.product(("post", "pre"), ("learned", "sinusoidal"))
 ]
 each_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda c: f"{c.norm}-{c.positions}")
@@ -81,7 +82,7 @@ def test_gpt1_has_the_published_number_of_parameters() -> None:
 
 
 def test_the_output_head_is_the_token_embedding() -> None:
-    gpt = build(SHAPES[0])
+    gpt = build(GPT1)
     shapes = [tuple(p.shape) for p in gpt.parameters()]
     assert shapes.count((23, 12)) == 1
     logits = gpt(random_ids(2, 4))
@@ -109,7 +110,7 @@ def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients(fused: bool) -> N
             vocab_size=23, n_positions=16, n_embd=12, n_layer=2, n_head=2, attn_implementation="eager"
         )
     ).eval()
-    ours = build(SHAPES[0], fused=fused)
+    ours = build(GPT1, fused=fused)
     pairs = [("tokens_embed", "token_embedding"), ("positions_embed", "position_embedding")]
     for i in range(2):
         for their_part, our_part in {
@@ -155,14 +156,14 @@ def test_the_cache_changes_no_logit(config: GPTConfig, fused: bool) -> None:
 
 
 def test_every_promised_activation_can_be_hooked() -> None:
-    gpt = build(SHAPES[0], fused=False)
+    gpt = build(GPT1, fused=False)
     names = ["embedding_dropout", "final_norm"]
     for part in ("norm_1", "norm_2", "attention", "attention.qkv", "attention.softmax", "residual_middle"):
         names.append(f"blocks.0.{part}")
     names += ["blocks.0.feed_forward", "blocks.0.feed_forward.gelu", "blocks.0"]
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     for name in names:
-        gpt.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.__setitem__(name, out))  # type: ignore[misc]
+        gpt.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.__setitem__(name, out))
     logits = gpt(random_ids(3, 16))
     assert set(seen) == set(names)
     pattern = seen["blocks.0.attention.softmax"]
@@ -193,9 +194,9 @@ def test_sines_and_cosines_are_those_of_the_paper() -> None:
 )
 def test_wrong_settings_say_what_would_do(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SHAPES[0], **changes)  # type: ignore[arg-type]
+        dataclasses.replace(GPT1, **changes)  # type: ignore[arg-type]
 
 
 def test_a_sequence_longer_than_the_window_is_refused() -> None:
     with pytest.raises(ValueError, match="17 tokens long; block_size is 16"):
-        build(SHAPES[0])(random_ids(1, 17))
+        build(GPT1)(random_ids(1, 17))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_clear_error, run_minigpt
 from lightning.pytorch import Callback
+
+from conftest import assert_clear_error, run_minigpt
 from test_cli import curve
 
 CONFIG = ("--config", "tiny.yaml", "--trainer.max_steps", 12, "--trainer.val_check_interval", 8)

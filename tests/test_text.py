@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_SHAKESPEARE, make_text
 
+from conftest import TINY_SHAKESPEARE, make_text
 from minigpt import sources
 from minigpt.corpus import open_corpus
 from minigpt.datamodule import IGNORED, CharDataModule, ScoringBatches, TrainingBatches
