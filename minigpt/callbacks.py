@@ -1,9 +1,11 @@
 """What happens around training: samples, progress, TensorBoard."""
 
 import csv
+import io
 import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from minigpt.files import written_whole
 from minigpt.generation import check_sampling, generate_text
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.lightning_module import GPTLightningModule, logs_step
 from minigpt.tokenizer import CharTokenizer
 
 
@@ -79,6 +82,8 @@ class TextSampler(Callback):
         self._last_step = step
         assert isinstance(pl_module, GPTLightningModule)
         text = self.prompt + self.write(pl_module)
+        for curves in training_curves(trainer):
+            curves.skip_time()
         print_above_progress(trainer, f"--- step {step} ---\n{text}\n")
         if writer := tensorboard(trainer):
             indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for: as it stands
@@ -86,7 +91,7 @@ class TextSampler(Callback):
 
     def write(self, module: GPTLightningModule) -> str:
         """A sample of the model as it is now."""
-        was_training = module.gpt.training
+        modes = [(part, part.training) for part in module.gpt.modules()]
         module.gpt.eval()
         try:
             tokenizer = CharTokenizer(module.hparams["vocabulary"])
@@ -96,7 +101,8 @@ class TextSampler(Callback):
                 )
             )
         finally:
-            module.gpt.train(was_training)
+            for part, was_training in modes:
+                part.training = was_training
 
 
 class TrainingCurves(Callback):
@@ -111,35 +117,54 @@ class TrainingCurves(Callback):
         self.rate = 0.0
         self._tokens = 0
         self._seconds = 0.0
-        self._started = 0.0
-        self._logged_step = -1
+        self._mark: float | None = None  # when the time of the next batch began to count
+        self._step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._logged_step = trainer.global_step
+        self._step = trainer.global_step
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._started = time.perf_counter()
+        if self._mark is None:
+            self._mark = time.perf_counter()
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.skip_time()
+
+    def skip_time(self) -> None:
+        """Don't count the time since the last batch, nor what passes until the next: it went into something else."""
+        self._mark = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += time.perf_counter() - self._started  # neither validation nor sampling is in it
         self._tokens += batch[0].numel() * trainer.world_size
-        step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0 and step != self._logged_step:  # type: ignore[attr-defined]
+        step, new_step = trainer.global_step, trainer.global_step != self._step
+        self._step = step
+        logging = new_step and logs_step(trainer, step)
+        if logging:
             assert isinstance(pl_module, GPTLightningModule)
-            self._logged_step = step
-            self.loss = float(pl_module.train_loss)
+            # The mean over all devices and accumulated batches of this step. It waits for the device to finish.
+            self.loss = float(pl_module.train_nats.compute())
+            pl_module.train_nats.reset()
+        now = time.perf_counter()
+        self._seconds += now - (self._mark or now)
+        self._mark = now
+        if logging:
             self.rate = self._tokens / self._seconds
             self._tokens, self._seconds = 0, 0.0
             values = {
                 "train/loss": self.loss,
                 "train/bits_per_char": self.loss / math.log(2),
-                "train/grad_norm": float(pl_module.grad_norm),
+                "train/grad_norm": float(pl_module.grad_norm),  # type: ignore[arg-type]
                 "train/tokens_per_second": self.rate,
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step - 1)  # like Lightning, which numbers steps from 0
+
+
+def training_curves(trainer: Trainer) -> list[TrainingCurves]:
+    """The callback that logs the curves of this run, if there is one."""
+    return [c for c in trainer.callbacks if isinstance(c, TrainingCurves)]  # type: ignore[attr-defined]
 
 
 class ProgressBar(LightningProgressBar):
@@ -170,7 +195,7 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._bar is not None and trainer.global_step != self._bar.n:
-            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            if logs_step(trainer, trainer.global_step):
                 self._describe(trainer)
             self._bar.update(trainer.global_step - self._bar.n)
 
@@ -180,8 +205,10 @@ class ProgressBar(LightningProgressBar):
     def _describe(self, trainer: Trainer) -> None:
         if self._bar is None:
             return
-        (curves,) = (c for c in trainer.callbacks if isinstance(c, TrainingCurves))  # type: ignore[attr-defined]
-        parts = [f"loss {curves.loss:.3f}", f"{curves.loss / math.log(2):.3f} bits/char", f"{curves.rate:,.0f} char/s"]
+        parts = []
+        for curves in training_curves(trainer):
+            bits = curves.loss / math.log(2)
+            parts += [f"loss {curves.loss:.3f}", f"{bits:.3f} bits/char", f"{curves.rate:,.0f} char/s"]
         if "val/loss" in trainer.callback_metrics:
             parts.append(f"val {trainer.callback_metrics['val/loss']:.4f}")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
@@ -243,6 +270,7 @@ class NatsWriter(BasePredictionWriter):
     def __init__(self, output: str | None = None) -> None:
         super().__init__("batch")
         self.output = output
+        self._open = ExitStack()
         self._place = 0
         self._total = 0.0
 
@@ -253,8 +281,11 @@ class NatsWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.path = Path(self.output or f"{Path(data.predict_corpus).stem}.nats.csv")
-        self._file = self.path.open("w", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._file)
+        if self.path.exists() and self.path.samefile(data.predict_corpus):
+            raise ValueError(f"--output {self.path} is the text itself; it would be overwritten. Name another file.")
+        file = self._open.enter_context(written_whole(self.path))
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._csv = csv.writer(self._text)
         self._csv.writerow(("place", "character", "nats"))
         self._vocabulary = pl_module.hparams["vocabulary"]
 
@@ -274,6 +305,11 @@ class NatsWriter(BasePredictionWriter):
             self._place += 1
             self._total += nats
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._open.__exit__(type(exception), exception, None)  # leaves no torn file behind
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._file.close()
+        self._text.flush()
+        self._text.detach()
+        self._open.close()
         print(f"{self.path}: {self._place} characters, {self._total / self._place:.4f} nats per character")

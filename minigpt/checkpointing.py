@@ -1,6 +1,7 @@
 """How a run is kept: the best and the last checkpoint, and a stop that loses nothing."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import FrameType
@@ -59,12 +60,6 @@ class RunCheckpoint(Checkpoint):
         if stage != "fit":
             return
         self.folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
-        interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
-        if isinstance(interval, int) and interval % accumulated:
-            raise ValueError(
-                f"trainer.val_check_interval = {interval} counts batches; with accumulate_grad_batches = {accumulated} "
-                f"it would validate in the middle of an optimizer step. Make it a multiple of {accumulated}."
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
@@ -73,7 +68,8 @@ class RunCheckpoint(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics["val/loss"])
-        if score >= self.best_score:
+        # A loss that is not a number is never the best.
+        if trainer.fast_dev_run or not score < self.best_score:  # type: ignore[attr-defined]
             self.save_last(trainer)
             return
         path = self.folder / f"step{trainer.global_step:06d}-val{score:.4f}.ckpt"
@@ -87,13 +83,16 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         step = trainer.global_step
+        if training_is_done(trainer):
+            trainer.should_stop = True  # which makes Lightning validate now: the last weights are always scored
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_step:
             if validation_is_due(trainer):
                 return  # saved after it
             self.save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self._saved_step:
+        # That the last epoch is over is known only now; a run limited by epochs would else seem to lack something.
+        if trainer.global_step != self._saved_step or trainer.max_steps < 0:
             self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
@@ -101,6 +100,8 @@ class RunCheckpoint(Checkpoint):
         self._save(trainer, self.last_path)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         for logger in trainer.loggers:
             logger.save()  # the curves up to here, so that a run resumed from this checkpoint leaves no gap in them
         trainer.save_checkpoint(path, weights_only=False)
@@ -110,7 +111,10 @@ class RunCheckpoint(Checkpoint):
         """Give the file a second name, ``last.ckpt``: nothing is written twice, and neither can be half there."""
         temporary = path.with_name(f"last.ckpt.{os.getpid()}.part")
         temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
         temporary.replace(self.last_path)
         sync_folder(self.folder)
 
@@ -120,7 +124,16 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
-        self.best_path = self.folder / state["best_name"] if state["best_name"] else None
+        best = self.folder / state["best_name"] if state["best_name"] else None
+        self.best_path = best if best and best.exists() else None  # a checkpoint may be copied away from its run
+
+
+def training_is_done(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on was the last that the trainer's limits allow."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+    return last_epoch and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def validation_is_due(trainer: Trainer) -> bool:
@@ -152,12 +165,14 @@ class GracefulStop(Checkpoint):
             signal.signal(each, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        in_step = trainer.fit_loop.epoch_loop._should_accumulate()
-        if self._should_stop(trainer) and not in_step and not validation_is_due(trainer):
+        if trainer.fit_loop.epoch_loop._should_accumulate() or validation_is_due(trainer):
+            return  # in the middle of a step, or soon asked again
+        if self._should_stop(trainer):
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and self._should_stop(trainer):
+        # A run that is complete needs no stopping: what is left to do takes no time.
+        if trainer.state.fn == "fit" and not training_is_done(trainer) and self._should_stop(trainer):
             self._stop(trainer)
 
     def _should_stop(self, trainer: Trainer) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -98,7 +99,9 @@ class MiniGPTCLI(LightningCLI):
         command = self.config.subcommand
         settings = self.config[command]
         if not settings.name and settings.config:
-            settings.name = Path(settings.config[-1].relative).stem
+            settings.name = Path(getattr(settings.config[-1], "relative", "minigpt")).stem
+        if settings.name and Path(settings.name).name != settings.name:
+            raise ValueError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
         if settings.ckpt_path:
             self._parse_beside_checkpoint(args, find_checkpoint(settings.ckpt_path, settings.name))
         elif command != "fit":
@@ -121,7 +124,6 @@ class MiniGPTCLI(LightningCLI):
         if not data:
             raise ValueError(f"{path} doesn't say what text it was trained on: it was not made by minigpt fit.")
         data["vocabulary"] = model.pop("vocabulary")
-        model.pop("vocab_size")
         self.run_folder = path.parent.parent if path.parent.name == "checkpoints" else None
         if command == "fit" and self.run_folder and (self.run_folder / "config.yaml").is_file():
             flags = ["--config", str(self.run_folder / "config.yaml"), *flags]
@@ -158,37 +160,56 @@ class MiniGPTCLI(LightningCLI):
             say(f"Precision: {trainer.precision}, because {reason}.")
         if self.subcommand != "fit":
             self.save_config_callback = None
-        elif self.checkpoint_path:
-            step, steps = self.checkpoint["global_step"], trainer.max_steps
-            if 0 <= steps <= step:
-                raise ValueError(
-                    f"The run of {self.checkpoint_path} is complete: it stands at step {step} of {steps}. "
-                    "To train it further, give a larger --trainer.max_steps."
-                )
-            say(f"Resuming {self.checkpoint_path} after step {step}.")
+            return
+        interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % accumulated:
+            raise ValueError(
+                f"trainer.val_check_interval = {interval} counts batches; with accumulate_grad_batches = {accumulated} "
+                f"it would validate in the middle of an optimizer step. Make it a multiple of {accumulated}."
+            )
+        if self.checkpoint_path:
+            self._check_something_is_left(trainer.max_steps, trainer.max_epochs)
+            say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}.")
         else:
             say(f"A new run on {self.config[self.subcommand].data.corpus}.")
 
+    def _check_something_is_left(self, max_steps: int, max_epochs: int | None) -> None:
+        epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        progress = {"max_steps": (self.checkpoint["global_step"], max_steps), "max_epochs": (epochs, max_epochs)}
+        for limit, (done, end) in progress.items():
+            if end is not None and 0 <= end <= done:
+                raise ValueError(
+                    f"The run of {self.checkpoint_path} is complete: it has done {done} of {limit} = {end}. "
+                    f"To train it further, give a larger --trainer.{limit}."
+                )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = self._get(self.config, "trainer")
-        callbacks: list[Any] = [ProgressBar()] if trainer.enable_progress_bar is not False else []
-        kwargs["plugins"] = [*(trainer.plugins or []), WholeCheckpointIO()]
+        trainer = self._get(self.config_init, "trainer")
+        users = trainer.callbacks if isinstance(trainer.callbacks, list) else [c for c in [trainer.callbacks] if c]
+        first: list[Any] = []
+        own: list[Any] = [ProgressBar()] if trainer.enable_progress_bar is not False else []
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [p for p in [trainer.plugins] if p]
+        kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         if self.subcommand == "fit":
-            if trainer.logger in (None, True):
-                kwargs["logger"] = self._run_logger()
-            if kwargs.get("logger") or trainer.logger:
-                callbacks.append(LearningRateMonitor(logging_interval="step"))
-            checkpoint = self._get(self.config_init, "checkpoint")
-            callbacks += [TrainingCurves(), TensorBoardExtras(), GracefulStop(checkpoint)]
+            if not trainer.fast_dev_run:
+                folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
+                kwargs["default_root_dir"] = str(folder)
+                if trainer.logger in (None, True):
+                    kwargs["logger"] = self._tensorboard_logger(folder)
+                if kwargs.get("logger") or trainer.logger:
+                    own.append(LearningRateMonitor(logging_interval="step"))
+            first.append(TrainingCurves())  # before the sampler, whose time it would else count
+            own += [TensorBoardExtras(), GracefulStop(self._get(self.config_init, "checkpoint"))]
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":
-                callbacks.append(NatsWriter(self._get(self.config, "output")))
-        self.trainer_defaults["callbacks"] = callbacks
+                own.append(NatsWriter(self._get(self.config, "output")))
+        # Lightning puts the configurable callbacks, sampler, checkpoint and early stopping, between these two.
+        kwargs["callbacks"] = [*first, *users]
+        self.trainer_defaults["callbacks"] = own
         return super().instantiate_trainer(**kwargs)
 
-    def _run_logger(self) -> TensorBoardLogger:
-        folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
+    def _tensorboard_logger(self, folder: Path) -> TensorBoardLogger:
         return TensorBoardLogger(
             folder.parent.parent,
             name=folder.parent.name,
@@ -211,13 +232,21 @@ class MiniGPTCLI(LightningCLI):
         checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
         best, last = checkpoint.best_path, checkpoint.last_path
         step = self.trainer.global_step
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        stopping = self._get(self.config_init, "early_stopping")
+        if stopping.wait_count >= stopping.patience:
+            say(f"\nStopped early: {stopping.monitor} has not improved for {stopping.wait_count} validations.")
         if best is None:
             say(f"\nTrained to step {step}, without validation. The model: {last}")
         else:
             say(f"\nBest: {checkpoint.best_score:.4f} nats per character on the validation split, in {best}")
+        further = (
+            f"max_steps {2 * step}" if self.trainer.max_steps > 0 else f"max_epochs {2 * self.trainer.current_epoch}"
+        )
         say(
-            f"  let it write:    {program()} generate --ckpt_path {best or last}\n"
-            f"  train it on:     {program()} fit --ckpt_path {last} --trainer.max_steps {2 * step}\n"
+            f"  let it write:    {program()} generate --ckpt_path {shlex.quote(str(best or last))}\n"
+            f"  train it on:     {program()} fit --ckpt_path {shlex.quote(str(last))} --trainer.{further}\n"
             f"  see its curves:  {tensorboard_command(last)}"
         )
 
@@ -244,7 +273,7 @@ def train(command: str, args: list[str]) -> None:
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
-            f"  go on:           {program()} fit --ckpt_path {stop.path}\n"
+            f"  go on:           {program()} fit --ckpt_path {shlex.quote(str(stop.path))}\n"
             f"  see its curves:  {tensorboard_command(stop.path)}"
         )
         raise
@@ -260,7 +289,7 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
         return "32-true", "that is the safe choice on Apple's GPUs"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "this processor computes bfloat16 in hardware"
-    return "32-true", "this processor has no bfloat16 in hardware"
+    return "32-true", "this processor shows no bfloat16 in hardware (AVX-512 or AMX)"
 
 
 def new_run_folder(parent: Path) -> Path:
@@ -285,7 +314,7 @@ def program() -> str:
 
 
 def tensorboard_command(checkpoint: Path) -> str:
-    return f"tensorboard --logdir {os.path.relpath(checkpoint.parent.parent)}"
+    return f"tensorboard --logdir {shlex.quote(os.path.relpath(checkpoint.parent.parent))}"
 
 
 @rank_zero_only

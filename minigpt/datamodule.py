@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minigpt.corpus import Corpus, open_corpus
+from minigpt.tokenizer import CharTokenizer
 
 IGNORED = -100  # the target of a position that is not scored; the default of cross-entropy's ignore_index
 
@@ -111,8 +112,9 @@ class ScoringBatches(Dataset[Batch]):
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of the terminal, to the training process."""
+    """Leave signals, which may reach every process of the group, to the training process, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class TrainingLoader(DataLoader[Batch]):
@@ -175,6 +177,7 @@ class CharDataModule(LightningDataModule):
         overfit_one_batch: train on the first batch for ever. A model that can't learn it by heart is broken.
         scoring_batch_size: windows per device and batch when validating, testing and predicting.
         num_workers: processes that gather batches; 0 gathers them in the training process, which is fast enough.
+        encoding: of the text files, as Python names it: utf-8, latin-1, utf-16, ...
         data_dir: folder for named corpora and encoded text.
         predict_corpus: the text that ``predict`` scores.
         vocabulary: the characters to know; by default those of the corpus, or those of the checkpoint.
@@ -194,6 +197,7 @@ class CharDataModule(LightningDataModule):
         overfit_one_batch: bool = False,
         scoring_batch_size: int = 32,
         num_workers: int = 0,
+        encoding: str = "utf-8",
         data_dir: str = "data",
         predict_corpus: str | None = None,
         vocabulary: str | None = None,
@@ -218,6 +222,7 @@ class CharDataModule(LightningDataModule):
         self.overfit_one_batch = overfit_one_batch
         self.scoring_batch_size = scoring_batch_size
         self.num_workers = num_workers
+        self.encoding = encoding
         self.data_dir = Path(data_dir)
         self.predict_corpus = predict_corpus
         self.text: Corpus
@@ -229,7 +234,7 @@ class CharDataModule(LightningDataModule):
         self.save_hyperparameters(ignore=["vocabulary", "predict_corpus", "data_dir", "num_workers"])
 
     def _open(self, vocabulary: str | None = None) -> None:
-        self.text = open_corpus(self.corpus, self.data_dir, vocabulary)
+        self.text = open_corpus(self.corpus, self.data_dir, vocabulary, self.encoding)
         for name, split in self.splits().items():
             if len(split) <= self.block_size and (split or name != "test"):
                 raise ValueError(
@@ -242,7 +247,7 @@ class CharDataModule(LightningDataModule):
         if stage == "predict":
             if not self.predict_corpus:
                 raise ValueError("predict needs a text to score: --data.predict_corpus FILE.")
-            self.text = open_corpus(self.predict_corpus, self.data_dir, self.vocabulary)
+            self.text = open_corpus(self.predict_corpus, self.data_dir, self.vocabulary, self.encoding)
             return
         if not hasattr(self, "text"):
             self._open(self.vocabulary)
@@ -303,19 +308,23 @@ class CharDataModule(LightningDataModule):
             split,
             self.block_size,
             self.scoring_batch_size,
-            first=max(self.vocabulary.find("\n"), 0),
+            first=self.vocabulary.index(CharTokenizer(self.vocabulary).start),
             rank=self.rank,
             world=self.world_size,
         )
         return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, worker_init_fn=ignore_interrupts)
 
     def state_dict(self) -> dict[str, str]:
-        return {"sha256": self.text.sha256}
+        return {"sha256": self.text.sha256, "corpus": self.corpus}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Refuse to go on with a run on another text than the one it began with."""
-        if self.trainer and self.trainer.training and state["sha256"] != self.text.sha256:
+        """Refuse a text that is not the one the checkpoint was trained on, unless another was asked for by name."""
+        assert self.trainer is not None
+        resuming, predicting = self.trainer.training, self.trainer.predicting
+        if predicting or (not resuming and self.corpus != state["corpus"]):
+            return
+        if state["sha256"] != self.text.sha256:
             raise ValueError(
-                f"The corpus {self.corpus} is not the text that this run was started on: its content differs. "
-                "Bring the old text back to resume, or start a new run without --ckpt_path."
+                f"The corpus {self.corpus} is not the text that the checkpoint was trained on: its content differs. "
+                "Bring the old text back; or start a new run, without --ckpt_path, on this one."
             )

@@ -34,15 +34,22 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int | None, generator: 
 
     Returns:
         Ids, (B,), on the CPU.
+
+    Raises:
+        ValueError: a logit is not a number.
     """
     logits_BV = logits_BV.float().cpu()
+    if logits_BV.isnan().any():
+        raise ValueError(
+            "The model's output is not a number: its training went astray, as it does with too high a learning rate. "
+            "Go back to an earlier checkpoint, or begin anew with a smaller --model.learning_rate."
+        )
     if temperature == 0:
         return logits_BV.argmax(-1)
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        kept_BK, ids_BK = logits_BV.topk(top_k)
-        drawn_B1 = torch.multinomial((kept_BK / temperature).softmax(-1), 1, generator=generator)
-        return ids_BK.gather(-1, drawn_B1).squeeze(-1)
-    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+    kept_BK, ids_BK = logits_BV.topk(min(top_k or logits_BV.shape[-1], logits_BV.shape[-1]))
+    # Relative to the likeliest, which comes first: no temperature above 0 is too small for that.
+    probabilities_BK = ((kept_BK - kept_BK[:, :1]) / temperature).softmax(-1)
+    return ids_BK.gather(-1, torch.multinomial(probabilities_BK, 1, generator=generator)).squeeze(-1)
 
 
 @torch.inference_mode()

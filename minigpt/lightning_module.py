@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import decay_groups, warmup_cosine
+
+
+def logs_step(trainer: Trainer, step: int) -> bool:
+    """Whether optimizer step ``step``, counted from 1, is one whose loss is logged."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step % every == 0
 
 
 class GPTLightningModule(LightningModule):
@@ -67,7 +73,7 @@ class GPTLightningModule(LightningModule):
                 "beta2": beta2,
                 "eps": eps,
                 "seed": seed,
-                **dataclasses.asdict(config),
+                **{k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"},
             },
             logger=False,
         )
@@ -78,11 +84,11 @@ class GPTLightningModule(LightningModule):
         self.eps = eps
         self.seed = seed
         self.gpt = GPT(config)
-        self.val_nats = MeanMetric()
-        self.test_nats = MeanMetric()
-        # Of the last step; a callback logs them.
-        self.train_loss = torch.tensor(math.nan)
-        self.grad_norm = torch.tensor(math.nan)
+        # A loss that is not a number must show, not be left out of the mean.
+        self.train_nats = MeanMetric(nan_strategy="disable")
+        self.val_nats = MeanMetric(nan_strategy="disable")
+        self.test_nats = MeanMetric(nan_strategy="disable")
+        self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
@@ -107,7 +113,8 @@ class GPTLightningModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = self.character_nats(batch).mean()
-        self.train_loss = loss.detach()
+        if logs_step(self.trainer, self.trainer.global_step + 1):
+            self.train_nats.update(loss.detach())
         return loss
 
     def configure_gradient_clipping(
@@ -117,16 +124,22 @@ class GPTLightningModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
-        limit = gradient_clip_val if gradient_clip_val is not None else math.inf
-        self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if gradient_clip_algorithm == "value":
+            raise ValueError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
+        self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> Any:
+        max_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(max_steps):
+            raise ValueError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
         optimizer = torch.optim.AdamW(
-            decay_groups(self.gpt, self.weight_decay), lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True
+            decay_groups(self.gpt, self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            eps=self.eps,
+            fused=self.trainer.precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
         )
-        factor = partial(
-            warmup_cosine, warmup_steps=self.warmup_steps, max_steps=int(self.trainer.estimated_stepping_batches)
-        )
+        factor = partial(warmup_cosine, warmup_steps=self.warmup_steps, max_steps=int(max_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(trained)
-    return trained
+def in_trained(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, as the current folder."""
+    folder = Path(shutil.copytree(trained, tmp_path / "trained"))
+    monkeypatch.chdir(folder)
+    return folder

@@ -1,9 +1,10 @@
 """The command line, as its users call it."""
 
+import copy
 import csv
 import math
+import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY, assert_clear_error, make_text, run_minigpt
+from minigpt.callbacks import TextSampler
+from minigpt.lightning_module import GPTLightningModule
 
 RUN = Path("lightning_logs/tiny/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -79,7 +82,6 @@ def test_a_checkpoint_is_plain_data_and_complete(in_trained: Path) -> None:
 def test_tensorboard_shows_the_run(in_trained: Path) -> None:
     reader = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "tensors": 0})
     reader.Reload()
-    tags = reader.Tags()
     for tag in ("loss", "bits_per_char", "grad_norm", "tokens_per_second"):
         assert [step for step, _ in curve(RUN, f"train/{tag}")] == list(range(24)), tag
     for tag in ("val/loss", "val/bits_per_char", "val/perplexity"):
@@ -91,7 +93,9 @@ def test_tensorboard_shows_the_run(in_trained: Path) -> None:
     assert max(rates) == pytest.approx(0.003)
     assert rates[0] == 0
     assert [event.step for event in reader.Tensors("sample/text_summary")] == [7, 15, 23]
-    assert any("hparams" in tag for tag in tags["tensors"] + list(reader.summary_metadata))
+    plugin = [m.plugin_data.content for tag, m in reader.summary_metadata.items() if "hparams" in tag]
+    assert any(b"val/loss" in content for content in plugin), "the metric of the hyperparameters"
+    assert any(b"learning_rate" in content for content in plugin)
     labels = next(RUN.rglob("metadata.tsv")).read_text().splitlines()
     assert labels[:2] == ["\\n", "space"]
     assert (RUN / "config.yaml").is_file()
@@ -141,6 +145,19 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(workplace: Path) -> N
     assert torch.load(LAST, weights_only=True)["global_step"] == 16
 
 
+def test_sampling_leaves_weights_mode_and_random_state_as_they_were() -> None:
+    module = GPTLightningModule("\nabc", n_layer=1, n_head=1, n_embd=8, block_size=8)
+    weights = copy.deepcopy(module.state_dict())
+    module.gpt.blocks[0].eval()
+    modes = [part.training for part in module.modules()]
+    states = torch.get_rng_state(), random.getstate()
+    assert len(TextSampler(max_new_tokens=30).write(module)) == 30
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert [part.training for part in module.modules()] == modes
+    assert all(torch.equal(weight, weights[name]) for name, weight in module.state_dict().items())
+
+
 def test_sampling_changes_nothing_in_training(workplace: Path) -> None:
     for name, steps in (("often", 1), ("never", 0)):
         run_minigpt("fit", "--config", "tiny.yaml", "--name", name, "--sampler.every_n_steps", steps)
@@ -149,6 +166,44 @@ def test_sampling_changes_nothing_in_training(workplace: Path) -> None:
         for name in ("often", "never")
     )
     assert all(torch.equal(often[key], never[key]) for key in never)
+
+
+def test_the_last_weights_are_always_scored(workplace: Path) -> None:
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--trainer.max_steps", 11).code == 0
+    assert [step for step, _ in curve(RUN, "val/loss")] == [7, 10]
+    epochs = ("--name", "epochs", "--trainer.max_steps", -1, "--trainer.max_epochs", 1, "--data.batch_size", 64)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *epochs, "--trainer.val_check_interval", 4).code == 0
+    assert [step for step, _ in curve(Path("lightning_logs/epochs/version_0"), "val/loss")] == [3, 4]
+    result = run_minigpt("fit", "--ckpt_path", "lightning_logs/epochs/version_0/checkpoints/last.ckpt")
+    assert_clear_error(result, "has done 1 of max_epochs = 1")
+
+
+def test_a_rehearsal_leaves_nothing_behind(workplace: Path) -> None:
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true").code == 0
+    assert sorted(p.name for p in workplace.iterdir()) == ["data", "text.txt", "tiny.yaml"]
+
+
+def test_without_a_logger_a_run_keeps_to_its_folder(workplace: Path) -> None:
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--trainer.logger", "false").code == 0
+    assert sorted(p.name for p in workplace.iterdir()) == ["data", "lightning_logs", "text.txt", "tiny.yaml"]
+    assert LAST.exists()
+
+
+def test_a_text_in_another_encoding_is_read_by_name(workplace: Path) -> None:
+    (workplace / "latin1.txt").write_bytes(("café " * 500).encode("latin-1"))
+    corpus = ("--data.corpus", "latin1.txt", "--data.encoding", "latin-1", "--trainer.max_steps", 2)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *corpus).code == 0
+    assert torch.load(LAST, weights_only=True)["hyper_parameters"]["vocabulary"] == " acfé"
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--data.encoding", "klingon")
+    assert_clear_error(result, "no text encoding 'klingon'")
+
+
+def test_a_loss_that_is_not_a_number_shows_and_is_never_the_best(workplace: Path) -> None:
+    astray = ("--config", "tiny.yaml", "--model.learning_rate", 1e30, "--model.warmup_steps", 9)
+    assert run_minigpt("fit", *astray, "--sampler.every_n_steps", 0).code == 0
+    assert math.isnan(curve(RUN, "val/loss")[-1][1])
+    assert not list(RUN.rglob("*nan*"))
+    assert_clear_error(run_minigpt("fit", *astray), "output is not a number", "--model.learning_rate")
 
 
 # validate, test, predict
@@ -186,6 +241,13 @@ def test_predict_writes_the_nats_of_every_character_and_agrees_with_test(in_trai
     nats = [float(row["nats"]) for row in rows]
     # Only the first character differs: `test` knows what stood before it.
     assert sum(nats) / len(nats) == pytest.approx(loss, abs=10 / len(nats))
+
+
+def test_predict_never_overwrites_its_text(in_trained: Path) -> None:
+    before = Path("text.txt").read_text()
+    result = run_minigpt("predict", "--ckpt_path", LAST, "--data.predict_corpus", "text.txt", "--output", "./text.txt")
+    assert_clear_error(result, "is the text itself")
+    assert Path("text.txt").read_text() == before
 
 
 def test_another_text_can_be_scored(in_trained: Path, tmp_path: Path) -> None:
@@ -253,7 +315,7 @@ def test_a_corpus_that_cannot_be_used_is_a_clear_error(workplace: Path) -> None:
         "shakespear": ["no corpus 'shakespear'", "shakespeare, tinyshakespeare"],
         "folder": ["folder holds no .txt file"],
         "*.text": ["No file matches *.text"],
-        "latin1.txt": ["latin1.txt is not UTF-8: byte 6 (0xe9)", "iconv"],
+        "latin1.txt": ["latin1.txt is not utf-8: byte 6 (0xe9)", "--data.encoding latin-1"],
     }.items():
         assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", "--data.corpus", corpus), *parts)
     assert not Path("lightning_logs").exists()
@@ -332,15 +394,11 @@ def test_text_with_characters_that_the_checkpoint_does_not_know_is_refused(in_tr
     assert_clear_error(run_minigpt("predict", "--ckpt_path", LAST), "--data.predict_corpus FILE")
 
 
-def test_a_run_is_not_resumed_on_another_text(in_trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(in_trained, tmp_path / "copy")
-    import contextlib
-
-    with contextlib.chdir(tmp_path / "copy"):
-        text = Path("text.txt").read_text()
-        Path("text.txt").write_text(text[::-1])
-        result = run_minigpt("fit", "--ckpt_path", "last", "--trainer.max_steps", 30)
-        assert_clear_error(result, "text.txt is not the text that this run was started on")
+def test_a_text_that_changed_is_neither_resumed_nor_scored(in_trained: Path) -> None:
+    Path("text.txt").write_text(Path("text.txt").read_text()[::-1])
+    for args in (("fit", "--trainer.max_steps", 30), ("validate",), ("test",)):
+        result = run_minigpt(args[0], "--ckpt_path", "last", *args[1:])
+        assert_clear_error(result, "text.txt is not the text that the checkpoint was trained on")
 
 
 @pytest.mark.parametrize(
@@ -352,6 +410,9 @@ def test_a_run_is_not_resumed_on_another_text(in_trained: Path, tmp_path: Path) 
         (["fit", "--config", "tiny.yaml", "--model.n_layer", "two"], ["model.n_layer", "two"]),
         (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["fit", "--config", "tiny.yaml", "--data.val_fraction", 0], ["val_fraction = 0"]),
+        (["fit", "--config", "tiny.yaml", "--name", "a/b"], ["'a/b' is a path"]),
+        (["fit", "--config", "tiny.yaml", "--trainer.max_steps", -1, "--trainer.max_epochs", -1], ["give an end"]),
+        (["fit", "--config", "tiny.yaml", "--trainer.gradient_clip_algorithm", "value"], ["clipped by norm"]),
         (["fit", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches", 3], ["multiple of 3"]),
         (["generate", "--prompt", "x"], ["ckpt_path"]),
         (["generate", "--ckpt_path", "last", "--temperature", -1], ["temperature is -1"]),

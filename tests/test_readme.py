@@ -70,6 +70,8 @@ def check_tensorboard(words: list[str]) -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = next(m[0] for line in process.stderr if (m := re.search(r"http://localhost:\d+/", line)))
-        with urllib.request.urlopen(address + "data/runs", timeout=60) as response:
-            assert b"quickstart" in response.read()
-        process.terminate()
+        try:
+            with urllib.request.urlopen(address + "data/runs", timeout=60) as response:
+                assert b"quickstart" in response.read()
+        finally:
+            process.terminate()

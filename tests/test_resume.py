@@ -65,10 +65,14 @@ def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(workplace: Path, setti
     whole = last("whole")
     assert whole["global_step"] == 12
     accumulated = 2 if "--trainer.accumulate_grad_batches" in settings else 1
-    for batch in range(1, 12 * accumulated, 1 if accumulated == 1 else 3):
+    for batch in range(1, 12 * accumulated + 1, 1 if settings[0] == "--trainer.precision" else 3):
         name = f"stopped{batch}"
         callback = ("--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", batch)
         stopped = run_minigpt("fit", *CONFIG, *settings, *callback, "--name", name)
+        if last(name)["global_step"] == 12:  # asked to stop when all was done
+            assert stopped.code == 0, stopped.err
+            assert_same(last(name)["state_dict"], whole["state_dict"])
+            continue
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         assert f"fit --ckpt_path lightning_logs/{name}/version_0/checkpoints/last.ckpt" in stopped.out
         assert last(name)["global_step"] == -(-batch // accumulated)
@@ -86,6 +90,12 @@ def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(workplace: Path, setti
         assert [p.name for p in Path(f"lightning_logs/{name}").iterdir()] == ["version_0"]
 
 
+def test_gradient_clipping_can_be_off(workplace: Path) -> None:
+    assert run_minigpt("fit", *CONFIG, "--trainer.gradient_clip_val", 0).code == 0
+    losses = [loss for _, loss in curve(Path("lightning_logs/tiny/version_0"), "val/loss")]
+    assert losses[-1] < losses[0]
+
+
 def test_ctrl_c_exits_with_130(workplace: Path) -> None:
     callback = ("--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", 3)
     stopped = run_minigpt("fit", *CONFIG, *callback, "--trainer.callbacks.number", int(signal.SIGINT))
@@ -96,7 +106,7 @@ def test_ctrl_c_exits_with_130(workplace: Path) -> None:
 def test_a_resumed_run_needs_its_checkpoint_alone_and_may_go_further(workplace: Path) -> None:
     assert run_minigpt("fit", *CONFIG).code == 0
     checkpoint = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert_clear_error(run_minigpt("fit", "--ckpt_path", checkpoint), "is complete: it stands at step 12 of 12")
+    assert_clear_error(run_minigpt("fit", "--ckpt_path", checkpoint), "is complete: it has done 12 of max_steps = 12")
     assert run_minigpt("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", 16).code == 0
     assert last("tiny")["global_step"] == 16
     assert [step for step, _ in curve(Path("lightning_logs/tiny/version_0"), "train/loss")] == list(range(16))
@@ -104,8 +114,9 @@ def test_a_resumed_run_needs_its_checkpoint_alone_and_may_go_further(workplace: 
 
 def test_killed_at_once_a_run_resumes_from_its_last_checkpoint(workplace: Path) -> None:
     """SIGKILL, from outside, at a moment nobody chose."""
-    assert run_minigpt("fit", *CONFIG, "--name", "whole").code == 0
-    fit = [sys.executable, "-m", "minigpt", "fit", *map(str, CONFIG), "--name", "killed"]
+    long = (*CONFIG, "--trainer.max_steps", 400, "--trainer.val_check_interval", 100)
+    assert run_minigpt("fit", *long, "--name", "whole").code == 0
+    fit = [sys.executable, "-m", "minigpt", "fit", *map(str, long), "--name", "killed"]
     saving = ["--checkpoint.every_n_steps", "1"]
     with subprocess.Popen([*fit, *saving], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         file = Path("lightning_logs/killed/version_0/checkpoints/last.ckpt")
@@ -115,9 +126,9 @@ def test_killed_at_once_a_run_resumes_from_its_last_checkpoint(workplace: Path) 
             time.sleep(0.1)
         process.kill()
     assert last("killed")["global_step"] >= 1
-    if last("killed")["global_step"] < 12:
-        resumed = run_minigpt("fit", "--ckpt_path", file)
-        assert resumed.code == 0, resumed.err
+    assert last("killed")["global_step"] < 400, "it was killed before it was done"
+    resumed = run_minigpt("fit", "--ckpt_path", file)
+    assert resumed.code == 0, resumed.err
     assert_same(last("killed")["state_dict"], last("whole")["state_dict"])
 
 
