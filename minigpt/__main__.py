@@ -12,6 +12,7 @@ TRAINING = {
     "predict": "the surprisal of every character of a text, as a CSV",
 }
 OTHERS = {
+    "corpus": "look at a text before training on it",
     "generate": "let a checkpoint write",
 }
 

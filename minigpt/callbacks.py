@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigpt.files import written_whole
 from minigpt.generation import check_sampling, generate_text
 from minigpt.lightning_module import GPTLightningModule, logs_step
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
@@ -30,6 +30,11 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             return logger.experiment
     return None
+
+
+def make_tokenizer(module: LightningModule) -> CharTokenizer:
+    """The tokenizer of a model."""
+    return TOKENIZERS[module.hparams["tokenizer"]](module.hparams["vocabulary"])
 
 
 class TextSampler(Callback):
@@ -69,7 +74,7 @@ class TextSampler(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.every_n_steps:
             # A prompt that can't be written must fail now, not after the first thousand steps.
-            CharTokenizer(pl_module.hparams["vocabulary"]).encode(self.prompt)
+            make_tokenizer(pl_module).encode(self.prompt)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -94,7 +99,7 @@ class TextSampler(Callback):
         modes = [(part, part.training) for part in module.gpt.modules()]
         module.gpt.eval()
         try:
-            tokenizer = CharTokenizer(module.hparams["vocabulary"])
+            tokenizer = make_tokenizer(module)
             return "".join(
                 generate_text(
                     module.gpt, tokenizer, self.prompt, self.max_new_tokens, self.temperature, self.top_k, self.seed
@@ -255,7 +260,9 @@ class TensorBoardExtras(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if writer := tensorboard(trainer):
             assert isinstance(pl_module, GPTLightningModule)
-            labels = [repr(c)[1:-1] if c != " " else "space" for c in pl_module.hparams["vocabulary"]]
+            tokenizer = make_tokenizer(pl_module)
+            names = [tokenizer.label(token) for token in range(len(tokenizer.vocabulary))]
+            labels = [repr(name)[1:-1] if name != " " else "space" for name in names]
             embeddings = pl_module.gpt.token_embedding.weight.detach().float().cpu()
             writer.add_embedding(embeddings, labels, tag="characters", global_step=trainer.global_step)
 
@@ -287,7 +294,7 @@ class NatsWriter(BasePredictionWriter):
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._csv = csv.writer(self._text)
         self._csv.writerow(("place", "character", "nats"))
-        self._vocabulary = pl_module.hparams["vocabulary"]
+        self._tokenizer = make_tokenizer(pl_module)
 
     def write_on_batch_end(
         self,
@@ -301,7 +308,7 @@ class NatsWriter(BasePredictionWriter):
     ) -> None:
         targets = batch[1]
         for character, nats in zip(targets[targets >= 0].tolist(), prediction.tolist(), strict=True):
-            self._csv.writerow((self._place, self._vocabulary[character], f"{nats:.6f}"))
+            self._csv.writerow((self._place, self._tokenizer.label(character), f"{nats:.6f}"))
             self._place += 1
             self._total += nats
 

@@ -12,7 +12,7 @@ import torch
 
 from minigpt.files import written_whole
 from minigpt.model import GPT, GPTConfig
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
 LOG_DIR = Path("lightning_logs")
 NAMES = ("last", "best")
@@ -88,7 +88,7 @@ def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
     """
     checkpoint = read_checkpoint(path)
     hyperparameters = checkpoint["hyper_parameters"]
-    tokenizer = CharTokenizer(hyperparameters["vocabulary"])
+    tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
     shape = {f.name: hyperparameters[f.name] for f in dataclasses.fields(GPTConfig) if f.name in hyperparameters}
     gpt = GPT(GPTConfig(**{**shape, "vocab_size": len(tokenizer.vocabulary), "fused": fused}))
     weights = {name.removeprefix("gpt."): weight for name, weight in checkpoint["state_dict"].items()}

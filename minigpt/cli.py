@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
@@ -20,7 +21,9 @@ from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSa
 from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
 from minigpt.checkpointing import GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.datamodule import CharDataModule
+from minigpt.entropy import ladder, show
 from minigpt.lightning_module import GPTLightningModule
+from minigpt.tokenizer import TOKENIZERS
 
 
 class RunConfig(SaveConfigCallback):
@@ -74,6 +77,7 @@ class MiniGPTCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.block_size", "model.block_size")
+        parser.link_arguments("data.tokenizer", "model.tokenizer")
         parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
         parser.add_lightning_class_args(TextSampler, "sampler")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
@@ -128,9 +132,9 @@ class MiniGPTCLI(LightningCLI):
         if command == "fit" and self.run_folder and (self.run_folder / "config.yaml").is_file():
             flags = ["--config", str(self.run_folder / "config.yaml"), *flags]
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
-        # Two settings are given in one place and linked to the others.
+        # Some settings are given in one place and linked to the others.
         own["seed_everything"] = own.pop("data.seed")
-        del own["model.seed"], own["model.block_size"]
+        del own["model.seed"], own["model.block_size"], own["model.tokenizer"]
         parser = self._subcommand_parsers[command]
         parser.set_defaults(own)
         self.config = self.parser.parse_args([command, *flags])
@@ -138,9 +142,11 @@ class MiniGPTCLI(LightningCLI):
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or data["vocabulary"]
         settings.name = self.run_folder.parent.name if self.run_folder else settings.name
-        free = {"data.scoring_batch_size", "data.corpus"}
-        if command != "fit" and settings.data.corpus != data["corpus"]:
-            free |= {"data.val_fraction", "data.test_fraction"}
+        free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
+        if command == "predict":
+            free |= {"data.encoding"}
+        elif command != "fit" and settings.data.corpus != data["corpus"]:
+            free |= {f"data.{k}" for k in ("val_fraction", "test_fraction", "val_corpus", "test_corpus", "encoding")}
         for key, value in own.items():
             if key not in free and settings[key] != value:
                 raise ValueError(
@@ -220,6 +226,10 @@ class MiniGPTCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         config = self.model.gpt.config
+        for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
+            say(note)
+        if config.vocab_size == 1:
+            say("Warning: the corpus has a single character, over and over. There is nothing to learn from it.")
         say(
             f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
             f"window {config.block_size}; {config.vocab_size} characters; "
@@ -227,6 +237,15 @@ class MiniGPTCLI(LightningCLI):
         )
 
     # Afterwards
+
+    def after_test(self) -> None:
+        """Show what the test loss means: beside it, what simple means need for the same characters."""
+        tokenizer = TOKENIZERS[self.datamodule.tokenizer](self.datamodule.vocabulary)
+        places = self.datamodule.splits()["test"]
+        ids = self.datamodule.texts["test"].ids()[places.start : places.stop]
+        rungs = ladder(ids, np.array(tokenizer.character_counts()))
+        own = float(self.trainer.callback_metrics["test/bits_per_char"])
+        say("\n".join(["How predictable the test split is:", *show(rungs, own)]))
 
     def after_fit(self) -> None:
         checkpoint = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))

@@ -2,9 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
-from minigpt.checkpoint import find_checkpoint, load_gpt
-from minigpt.generation import generate_text
+import numpy as np
+
+from minigpt.corpus import CorpusReader, split_places
+from minigpt.entropy import ladder, show
+from minigpt.tokenizer import TOKENIZERS
 
 
 def generate(
@@ -25,6 +30,10 @@ def generate(
         top_k: choose among the k likeliest characters only.
         seed: the same seed gives the same text.
     """
+    # Only this command needs torch, which takes longer to import than all the rest.
+    from minigpt.checkpoint import find_checkpoint, load_gpt
+    from minigpt.generation import generate_text
+
     gpt, tokenizer = load_gpt(find_checkpoint(ckpt_path))
     text = generate_text(gpt, tokenizer, prompt, max_new_tokens, temperature, top_k, seed)
     sys.stdout.write(prompt)
@@ -34,4 +43,85 @@ def generate(
     sys.stdout.write("\n")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
+class Data:
+    """What to look at; the flags are those of ``fit``.
+
+    Args:
+        corpus: a text file, a folder of them, a glob, a list of these, or a named corpus.
+        val_fraction: part of the corpus that is the validation split.
+        test_fraction: part of the corpus, at its end, that is the test split.
+        block_size: characters in a window.
+        tokenizer: "char" or "byte".
+        encoding: of the text files, as Python names it.
+        data_dir: folder for named corpora and encoded text.
+        mirror: where to fetch a named corpus from instead of its public home.
+        max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
+    """
+
+    def __init__(
+        self,
+        corpus: str | list[str] = "shakespeare",
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        block_size: int = 64,
+        tokenizer: Literal["char", "byte"] = "char",
+        encoding: str = "utf-8",
+        data_dir: str = "data",
+        mirror: str | None = None,
+        max_unpacked_gb: float = 100.0,
+    ) -> None:
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.block_size = block_size
+        self.text = CorpusReader(Path(data_dir), tokenizer, encoding, mirror, max_unpacked_gb).open(corpus)
+        self.tokenizer = TOKENIZERS[tokenizer](self.text.vocabulary)
+
+
+def corpus(data: Data) -> None:
+    """Look at a text before training on it: its size, vocabulary, splits, a few windows, and how predictable it is.
+
+    Args:
+        data: the text.
+    """
+    text, tokenizer, ids = data.text, data.tokenizer, data.text.ids()
+    counts = text.counts(range(len(text)))
+    bytes_of, characters_of = np.array(tokenizer.byte_counts()), np.array(tokenizer.character_counts())
+    newline = text.vocabulary.find("\n")
+    for note in text.notes:
+        print(note)
+    print(f"{text.name}: {counts @ characters_of:,} characters, {counts @ bytes_of:,} bytes of UTF-8, ", end="")
+    print(f"{counts[newline] if newline >= 0 else 0:,} line ends, {np.count_nonzero(counts):,} different ids")
+
+    print("\nVocabulary, most frequent first:")
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    shown = order if len(order) <= 100 else np.concatenate((order[:80], order[-20:]))
+    entries = [f"{tokenizer.label(int(i))!r} {counts[i]:,}" for i in shown]
+    if len(order) > len(shown):
+        entries.insert(80, f"... {len(order) - len(shown):,} more ...")
+    print_wrapped(entries)
+
+    print("\nSplits:")
+    for name, places in split_places(len(text), data.val_fraction, data.test_fraction).items():
+        print(f"  {name:<8}{places.start:>14,} to {places.stop:>14,}   {len(places):>14,} ids")
+
+    print(f"\nWindows of {data.block_size}:")
+    for start in np.linspace(0, max(0, len(text) - data.block_size), 3).astype(int):
+        print(f"  {start:>14,}: {tokenizer.decode(ids[start : start + data.block_size])!r}")
+
+    print("\nHow predictable it is, without learning:")
+    for line in show(ladder(ids, characters_of)):
+        print(line)
+
+
+def print_wrapped(entries: list[str], width: int = 100) -> None:
+    """Print entries side by side, as many as fit in a line."""
+    line = " "
+    for entry in entries:
+        if len(line) + len(entry) + 3 > width:
+            print(line)
+            line = " "
+        line += f" {entry}  "
+    print(line)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"corpus": corpus, "generate": generate}

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from minigpt.corpus import Corpus, open_corpus
-from minigpt.tokenizer import CharTokenizer
+from minigpt.corpus import Corpus, CorpusReader, split_places
+from minigpt.tokenizer import TOKENIZERS, UNKNOWN
 
 IGNORED = -100  # the target of a position that is not scored; the default of cross-entropy's ignore_index
 
@@ -168,11 +169,16 @@ class CharDataModule(LightningDataModule):
     training split's number of characters.
 
     Args:
-        corpus: a text file, a folder of .txt files, a glob, or a named corpus (shakespeare, tinyshakespeare).
+        corpus: a text file, a folder of them, a glob, a list of these, or a named corpus (shakespeare,
+            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip.
         block_size: characters in a window: the model's context.
         batch_size: windows in a training batch, over all devices together.
-        val_fraction: part of the text that is the validation split.
-        test_fraction: part of the text, at its end, that is the test split; 0 for none.
+        val_fraction: part of the corpus that is the validation split, unless there is a val_corpus.
+        test_fraction: part of the corpus, at its end, that is the test split, unless there is a test_corpus; may be 0.
+        val_corpus: a text of its own to validate on.
+        test_corpus: a text of its own to test on.
+        tokenizer: "char", one id per character; or "byte", one per byte of UTF-8, which makes any file trainable.
+        min_count: characters rarer than this in the training split become one unknown symbol, never generated.
         seed: decides which windows are in which training batch.
         overfit_one_batch: train on the first batch for ever. A model that can't learn it by heart is broken.
         scoring_batch_size: windows per device and batch when validating, testing and predicting.
@@ -180,7 +186,9 @@ class CharDataModule(LightningDataModule):
         encoding: of the text files, as Python names it: utf-8, latin-1, utf-16, ...
         data_dir: folder for named corpora and encoded text.
         predict_corpus: the text that ``predict`` scores.
-        vocabulary: the characters to know; by default those of the corpus, or those of the checkpoint.
+        vocabulary: the characters to know; by default those of the texts, or those of the checkpoint.
+        mirror: where to fetch a named corpus from instead of its public home: a URL or a path.
+        max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
 
     Raises:
         ValueError: a size or fraction is out of range, the corpus can't be read or is too short.
@@ -188,11 +196,15 @@ class CharDataModule(LightningDataModule):
 
     def __init__(
         self,
-        corpus: str = "shakespeare",
+        corpus: str | list[str] = "shakespeare",
         block_size: int = 256,
         batch_size: int = 32,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
+        val_corpus: str | list[str] | None = None,
+        test_corpus: str | list[str] | None = None,
+        tokenizer: Literal["char", "byte"] = "char",
+        min_count: int = 1,
         seed: int = 1337,
         overfit_one_batch: bool = False,
         scoring_batch_size: int = 32,
@@ -201,6 +213,8 @@ class CharDataModule(LightningDataModule):
         data_dir: str = "data",
         predict_corpus: str | None = None,
         vocabulary: str | None = None,
+        mirror: str | None = None,
+        max_unpacked_gb: float = 100.0,
     ) -> None:
         super().__init__()
         for name, size in (("block_size", block_size), ("batch_size", batch_size)):
@@ -208,7 +222,11 @@ class CharDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is {size}; it must be at least 1.")
         if scoring_batch_size < 1 or num_workers < 0 or seed < 0:
             raise ValueError("data.scoring_batch_size must be at least 1, data.num_workers and the seed at least 0.")
-        if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        if min_count < 1 or (min_count > 1 and tokenizer == "byte"):
+            raise ValueError(f"data.min_count is {min_count}; it must be at least 1, and just that with bytes.")
+        if (
+            not 0 < val_fraction < 1 and val_corpus is None
+        ) or not 0 <= test_fraction < 1 > val_fraction + test_fraction:
             raise ValueError(
                 f"val_fraction = {val_fraction} and test_fraction = {test_fraction} leave no sound split: validation "
                 "must be more than 0, test at least 0, and together they must leave something to train on."
@@ -216,30 +234,55 @@ class CharDataModule(LightningDataModule):
         self.corpus = corpus
         self.block_size = block_size
         self.batch_size = batch_size
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
+        self.val_fraction = 0.0 if val_corpus else val_fraction
+        self.test_fraction = 0.0 if test_corpus else test_fraction
+        self.val_corpus = val_corpus
+        self.test_corpus = test_corpus
+        self.tokenizer = tokenizer
         self.seed = seed
         self.overfit_one_batch = overfit_one_batch
         self.scoring_batch_size = scoring_batch_size
         self.num_workers = num_workers
-        self.encoding = encoding
-        self.data_dir = Path(data_dir)
         self.predict_corpus = predict_corpus
-        self.text: Corpus
+        self.reader = CorpusReader(Path(data_dir), tokenizer, encoding, mirror, max_unpacked_gb)
+        self.texts: dict[str, Corpus] = {}  # by split
         if vocabulary is None:
             # A model needs its vocabulary before it can be built, so the text is read here, not in `setup`.
-            self._open()
-            vocabulary = self.text.vocabulary
+            vocabulary = self._choose_vocabulary(min_count)
+            self._open(vocabulary)
         self.vocabulary = vocabulary
-        self.save_hyperparameters(ignore=["vocabulary", "predict_corpus", "data_dir", "num_workers"])
+        self.save_hyperparameters(
+            ignore=["vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb"]
+        )
 
-    def _open(self, vocabulary: str | None = None) -> None:
-        self.text = open_corpus(self.corpus, self.data_dir, vocabulary, self.encoding)
+    def _choose_vocabulary(self, min_count: int) -> str:
+        """The characters of all texts, or those frequent enough in the training split and the unknown symbol."""
+        names = [name for name in (self.corpus, self.val_corpus, self.test_corpus) if name]
+        texts = [self.reader.open(name) for name in names]
+        if self.tokenizer == "byte":
+            return texts[0].vocabulary
+        characters = set().union(*(text.vocabulary for text in texts))
+        if min_count > 1:
+            counts = texts[0].counts(split_places(len(texts[0]), self.val_fraction, self.test_fraction)["train"])
+            frequent = {c for c, count in zip(texts[0].vocabulary, counts, strict=True) if count >= min_count}
+            if not frequent:
+                raise ValueError(f"No character occurs {min_count} times in the training split; lower data.min_count.")
+            characters = frequent | ({UNKNOWN} if characters - frequent else set())
+        return "".join(sorted(characters))
+
+    def _open(self, vocabulary: str) -> None:
+        """Open the texts of all splits, and see that each is long enough."""
+        text = self.reader.open(self.corpus, vocabulary)
+        self.texts = {
+            "train": text,
+            "val": self.reader.open(self.val_corpus, vocabulary) if self.val_corpus else text,
+            "test": self.reader.open(self.test_corpus, vocabulary) if self.test_corpus else text,
+        }
         for name, split in self.splits().items():
             if len(split) <= self.block_size and (split or name != "test"):
                 raise ValueError(
-                    f"The corpus {self.corpus} has {len(self.text)} characters, of which the {name} split gets "
-                    f"{len(split)}; it needs more than block_size = {self.block_size}. Take a longer text, "
+                    f"The corpus {self.texts[name].name} has {len(self.texts[name])} characters, of which the {name} "
+                    f"split gets {len(split)}; it needs more than block_size = {self.block_size}. Take a longer text, "
                     f"a smaller --data.block_size, or a larger fraction for that split."
                 )
 
@@ -247,9 +290,9 @@ class CharDataModule(LightningDataModule):
         if stage == "predict":
             if not self.predict_corpus:
                 raise ValueError("predict needs a text to score: --data.predict_corpus FILE.")
-            self.text = open_corpus(self.predict_corpus, self.data_dir, self.vocabulary, self.encoding)
+            self.texts = {"predict": self.reader.open(self.predict_corpus, self.vocabulary)}
             return
-        if not hasattr(self, "text"):
+        if not self.texts:
             self._open(self.vocabulary)
         if stage == "fit" and self.batch_size % self.world_size:
             raise ValueError(
@@ -271,16 +314,20 @@ class CharDataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def splits(self) -> dict[str, range]:
-        """The places of the text that belong to each split: side by side, disjoint, and covering all of it."""
-        n = len(self.text)
-        val_start = int(n * round(1 - self.val_fraction - self.test_fraction, 9))
-        test_start = int(n * round(1 - self.test_fraction, 9))
-        return {"train": range(val_start), "val": range(val_start, test_start), "test": range(test_start, n)}
+        """The places of its text that belong to each split.
+
+        The splits of one text lie side by side, disjoint, and cover all of it; a text of its own is a split as a whole.
+        """
+        places = split_places(len(self.texts["train"]), self.val_fraction, self.test_fraction)
+        for name, own in (("val", self.val_corpus), ("test", self.test_corpus)):
+            if own:
+                places[name] = range(len(self.texts[name]))
+        return places
 
     def train_dataloader(self) -> TrainingLoader:
         split = self.splits()["train"]
         dataset = TrainingBatches(
-            self.text.ids()[split.start : split.stop],
+            self.texts["train"].ids()[split.start : split.stop],
             self.block_size,
             self.batch_size,
             self.seed,
@@ -294,36 +341,37 @@ class CharDataModule(LightningDataModule):
         return TrainingLoader(dataset, steps * accumulated, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._scoring_loader(self.splits()["val"])
+        return self._scoring_loader("val", self.splits()["val"])
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._scoring_loader(self.splits()["test"])
+        return self._scoring_loader("test", self.splits()["test"])
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._scoring_loader(range(len(self.text)))
+        return self._scoring_loader("predict", range(len(self.texts["predict"])))
 
-    def _scoring_loader(self, split: range) -> DataLoader[Batch]:
+    def _scoring_loader(self, name: str, split: range) -> DataLoader[Batch]:
         dataset = ScoringBatches(
-            self.text.ids(),
+            self.texts[name].ids(),
             split,
             self.block_size,
             self.scoring_batch_size,
-            first=self.vocabulary.index(CharTokenizer(self.vocabulary).start),
+            first=self.vocabulary.index(TOKENIZERS[self.tokenizer](self.vocabulary).start),
             rank=self.rank,
             world=self.world_size,
         )
         return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, worker_init_fn=ignore_interrupts)
 
     def state_dict(self) -> dict[str, str]:
-        return {"sha256": self.text.sha256, "corpus": self.corpus}
+        # A list of files is kept as text, so that the checkpoint stays plain and comparable.
+        return {"sha256": " ".join(text.sha256 for text in self.texts.values()), "corpus": str(self.corpus)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Refuse a text that is not the one the checkpoint was trained on, unless another was asked for by name."""
         assert self.trainer is not None
         resuming, predicting = self.trainer.training, self.trainer.predicting
-        if predicting or (not resuming and self.corpus != state["corpus"]):
+        if predicting or (not resuming and str(self.corpus) != state["corpus"]):
             return
-        if state["sha256"] != self.text.sha256:
+        if state["sha256"] != self.state_dict()["sha256"]:
             raise ValueError(
                 f"The corpus {self.corpus} is not the text that the checkpoint was trained on: its content differs. "
                 "Bring the old text back; or start a new run, without --ckpt_path, on this one."

@@ -4,6 +4,7 @@ Token ids only, but for :func:`generate_text`, which wraps them in a tokenizer.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -60,6 +61,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     stride: int | None = None,
+    never: int | None = None,
 ) -> Iterator[Tensor]:
     """Continue ``prompt_BT`` for ever, one id per sequence at a time.
 
@@ -76,6 +78,7 @@ def generate(
         generator: see :func:`sample`.
         temperature: see :func:`sample`.
         top_k: see :func:`sample`.
+        never: an id that is not to be drawn.
         stride: how far the window moves when it is full. 1 always shows the model as much as it can see, at the
             price of reading the window again for each token; the default, half the window, is fast.
 
@@ -88,8 +91,10 @@ def generate(
     cache = gpt.make_cache(len(prompt_BT))
     unread_BT = window_BT
     while True:
-        logits_BTV = gpt(unread_BT, cache)
-        next_B = sample(logits_BTV[:, -1], temperature, top_k, generator)
+        logits_BV = gpt(unread_BT, cache)[:, -1]
+        if never is not None:
+            logits_BV[:, never] = -math.inf
+        next_B = sample(logits_BV, temperature, top_k, generator)
         yield next_B
         unread_BT = next_B.to(window_BT.device).unsqueeze(1)
         window_BT = torch.cat((window_BT, unread_BT), dim=1)
@@ -108,7 +113,9 @@ def generate_text(
     top_k: int | None = None,
     seed: int = 1,
 ) -> Iterator[str]:
-    """The continuation of ``prompt``, character by character. An empty prompt stands for a new line.
+    """The continuation of ``prompt``, ``max_new_tokens`` ids long, as it is made.
+
+    An empty prompt stands for a new line. The unknown symbol, where the vocabulary has one, is never drawn.
 
     Raises:
         ValueError: the prompt has characters that the model doesn't know, or a setting is out of range.
@@ -117,5 +124,6 @@ def generate_text(
     ids = tokenizer.encode(prompt or tokenizer.start)
     device = gpt.token_embedding.weight.device
     prompt_BT = torch.from_numpy(ids.astype("int64")).unsqueeze(0).to(device)
-    drawn = generate(gpt, prompt_BT, torch.Generator().manual_seed(seed), temperature, top_k)
-    return (tokenizer.decode(next_B.numpy()) for next_B in itertools.islice(drawn, max_new_tokens))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = generate(gpt, prompt_BT, generator, temperature, top_k, never=tokenizer.unknown)
+    return tokenizer.stream(next_B.numpy() for next_B in itertools.islice(drawn, max_new_tokens))

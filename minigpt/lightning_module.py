@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,12 +14,51 @@ from torchmetrics import MeanMetric
 
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import decay_groups, warmup_cosine
+from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
 
 def logs_step(trainer: Trainer, step: int) -> bool:
     """Whether optimizer step ``step``, counted from 1, is one whose loss is logged."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
+
+
+class Scores(nn.Module):
+    """The means over a split, over all devices. A loss that is not a number shows in them.
+
+    Args:
+        tokenizer: tells how many bytes and characters an id stands for.
+    """
+
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        super().__init__()
+        self.nats, self.bytes, self.characters = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.register_buffer("bytes_V", torch.tensor(tokenizer.byte_counts()), persistent=False)
+        self.register_buffer("characters_V", torch.tensor(tokenizer.character_counts()), persistent=False)
+        self.bytes_V: Tensor
+        self.characters_V: Tensor
+
+    def update(self, nats: Tensor, targets_BT: Tensor) -> None:
+        """Add the nats of the scored targets, (number of them,), in order."""
+        targets = targets_BT[targets_BT >= 0]
+        self.nats.update(nats)
+        self.bytes.update(self.bytes_V[targets])
+        self.characters.update(self.characters_V[targets])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Loss (nats per id), bits per character and per byte, perplexity (per id)."""
+        loss = self.nats.compute()
+        bits = loss / math.log(2)
+        return {
+            "loss": loss,
+            "bits_per_char": bits / self.characters.compute(),
+            "bits_per_byte": bits / self.bytes.compute(),
+            "perplexity": loss.exp(),
+        }
+
+    def reset(self) -> None:
+        for metric in (self.nats, self.bytes, self.characters):
+            metric.reset()
 
 
 class GPTLightningModule(LightningModule):
@@ -29,6 +68,7 @@ class GPTLightningModule(LightningModule):
 
     Args:
         vocabulary: the characters that the ids number; taken from the data.
+        tokenizer: "char" or "byte": what an id stands for; taken from the data.
         learning_rate: the peak learning rate of AdamW.
         warmup_steps: optimizer steps in which the learning rate rises to its peak; then it falls to 0 along a
             cosine until the end of training.
@@ -46,6 +86,7 @@ class GPTLightningModule(LightningModule):
     def __init__(
         self,
         vocabulary: str,
+        tokenizer: Literal["char", "byte"] = "char",
         learning_rate: float = 2.5e-4,
         warmup_steps: int = 2000,
         weight_decay: float = 0.01,
@@ -66,6 +107,7 @@ class GPTLightningModule(LightningModule):
         self.save_hyperparameters(
             {
                 "vocabulary": vocabulary,
+                "tokenizer": tokenizer,
                 "learning_rate": learning_rate,
                 "warmup_steps": warmup_steps,
                 "weight_decay": weight_decay,
@@ -84,10 +126,10 @@ class GPTLightningModule(LightningModule):
         self.eps = eps
         self.seed = seed
         self.gpt = GPT(config)
-        # A loss that is not a number must show, not be left out of the mean.
         self.train_nats = MeanMetric(nan_strategy="disable")
-        self.val_nats = MeanMetric(nan_strategy="disable")
-        self.test_nats = MeanMetric(nan_strategy="disable")
+        kind = TOKENIZERS[tokenizer](vocabulary)
+        self.val_scores = Scores(kind)
+        self.test_scores = Scores(kind)
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -146,24 +188,22 @@ class GPTLightningModule(LightningModule):
     # Scoring
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.val_nats.update(self.predict_step(batch, batch_idx))
+        self.val_scores.update(self.predict_step(batch, batch_idx), batch[1])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.test_nats.update(self.predict_step(batch, batch_idx))
+        self.test_scores.update(self.predict_step(batch, batch_idx), batch[1])
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The nats of every scored character of the batch, in the order of the text, (number of them,)."""
         return self.character_nats(batch)[batch[1] >= 0]
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("val", self.val_nats)
+        self._log_scores("val", self.val_scores)
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test", self.test_nats)
+        self._log_scores("test", self.test_scores)
 
-    def _log_scores(self, split: str, nats: MeanMetric) -> None:
-        loss = nats.compute()
-        nats.reset()
-        scores = {"loss": loss, "bits_per_char": loss / math.log(2), "perplexity": loss.exp()}
-        # The metric has already gathered all devices; averaging equal numbers once more only quiets a warning.
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, sync_dist=True)
+    def _log_scores(self, split: str, scores: Scores) -> None:
+        # The metrics have already gathered all devices; averaging equal numbers once more only quiets a warning.
+        self.log_dict({f"{split}/{name}": value for name, value in scores.compute().items()}, sync_dist=True)
+        scores.reset()

@@ -1,13 +1,23 @@
-"""Text to ids and back, one id per character."""
+"""Text to ids and back: one id per character, or one per byte of UTF-8."""
+
+import codecs
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-_CODE_POINTS = 0x110000
+CODE_POINTS = 0x110000
+UNKNOWN = "\ufffd"  # Unicode's replacement character: in a vocabulary it stands for all that the vocabulary lacks
+ASCII = bytes(range(128))
 
 
-def code_points(text: str) -> NDArray[np.uint32]:
-    """The Unicode code point of every character."""
+def code_points(text: str) -> NDArray[np.unsignedinteger]:
+    """The Unicode code point of every character, in an unsigned type wide enough for this text."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    narrow = text.encode("utf-16-le", "surrogatepass")
+    if len(narrow) == 2 * len(text):  # no character beyond the first 65,536
+        return np.frombuffer(narrow, dtype="<u2")
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
@@ -20,6 +30,8 @@ def name_characters(characters: str, limit: int = 10) -> str:
 class CharTokenizer:
     """Characters to ids and back. The id of a character is its place in the vocabulary.
 
+    A vocabulary that holds U+FFFD gives the id of that to every character it lacks.
+
     Args:
         vocabulary: every known character, once each.
 
@@ -30,13 +42,19 @@ class CharTokenizer:
     def __init__(self, vocabulary: str) -> None:
         if not vocabulary:
             raise ValueError("The vocabulary is empty; it needs at least one character.")
-        self.vocabulary = vocabulary
-        self._codes = code_points(vocabulary)
-        self._unknown = len(vocabulary)
-        self._id_of_code = np.full(_CODE_POINTS, self._unknown, dtype=np.uint32)
-        self._id_of_code[self._codes] = np.arange(len(vocabulary), dtype=np.uint32)
         if len(set(vocabulary)) != len(vocabulary):
             raise ValueError("The vocabulary names a character twice.")
+        self.vocabulary = vocabulary
+        self.unknown = vocabulary.find(UNKNOWN) if UNKNOWN in vocabulary else None
+        self._codes = np.array([ord(character) for character in vocabulary], dtype="<u4")
+        lacking = len(vocabulary) if self.unknown is None else self.unknown
+        table_type = np.uint8 if max(lacking, len(vocabulary) - 1) < 256 else np.uint32
+        self._id_of_code = np.full(CODE_POINTS, lacking, dtype=table_type)
+        self._id_of_code[self._codes] = np.arange(len(vocabulary))
+        # ASCII text, the most common by far, is translated by Python's own bytes, several times as fast.
+        self._known_ascii = "".join(c for c in vocabulary if c.isascii()).encode("ascii")
+        small = self._id_of_code[:256] if len(vocabulary) <= 256 else np.zeros(256)
+        self._ascii_table = small.astype(np.uint8).tobytes()
 
     @property
     def start(self) -> str:
@@ -52,18 +70,76 @@ class CharTokenizer:
         """Ids of the characters of ``text``, of :attr:`dtype`.
 
         Raises:
-            ValueError: a character is not in the vocabulary; the message names all of them.
+            ValueError: a character is not in the vocabulary, nor is U+FFFD; the message names all of them.
         """
+        if self.dtype is np.uint8 and text.isascii():
+            raw = text.encode("ascii")
+            if self.unknown is not None or not raw.translate(None, self._known_ascii):
+                return np.frombuffer(raw.translate(self._ascii_table), dtype=np.uint8)
         codes = code_points(text)
         ids = self._id_of_code[codes]
-        unknown = np.unique(codes[ids == self._unknown])
-        if len(unknown):
+        if self.unknown is None and (lacking := ids == len(self.vocabulary)).any():
+            unknown = np.unique(codes[lacking])
             raise ValueError(
                 f"{name_characters(''.join(map(chr, unknown)))}: not among the {len(self.vocabulary)} characters of "
                 "the model's vocabulary, so the model has no id for it. Remove or replace it."
             )
-        return ids.astype(self.dtype)
+        return ids.astype(self.dtype, copy=False)
 
     def decode(self, ids: NDArray[np.integer]) -> str:
         """The text of ``ids``."""
         return self._codes[ids].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def stream(self, ids: Iterable[NDArray[np.integer]]) -> Iterator[str]:
+        """The text of ids that come one by one, as soon as it is known."""
+        return map(self.decode, ids)
+
+    def label(self, token: int) -> str:
+        """How one id is shown."""
+        return self.vocabulary[token]
+
+    def byte_counts(self) -> list[int]:
+        """How many bytes of UTF-8 each id stands for."""
+        return [len(character.encode("utf-8", "surrogatepass")) for character in self.vocabulary]
+
+    def character_counts(self) -> list[int]:
+        """How many characters each id begins."""
+        return [1] * len(self.vocabulary)
+
+
+class ByteTokenizer(CharTokenizer):
+    """Bytes of UTF-8 as ids: 256 of them, whatever the text. Its vocabulary shows byte b as the character U+00b."""
+
+    BYTES = "".join(map(chr, range(256)))
+
+    def __init__(self, vocabulary: str = BYTES) -> None:
+        if vocabulary != self.BYTES:
+            raise ValueError("The byte tokenizer has a vocabulary of its own, the 256 bytes; it can't be given one.")
+        super().__init__(vocabulary)
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+    def decode(self, ids: NDArray[np.integer]) -> str:
+        """The text of ``ids``; bytes that make no character become U+FFFD."""
+        return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def stream(self, ids: Iterable[NDArray[np.integer]]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for part in ids:
+            if text := decoder.decode(part.astype(np.uint8).tobytes()):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def label(self, token: int) -> str:
+        return chr(token) if 32 <= token < 127 else f"\\x{token:02x}"
+
+    def byte_counts(self) -> list[int]:
+        return [1] * 256
+
+    def character_counts(self) -> list[int]:
+        return [0 if 0x80 <= byte < 0xC0 else 1 for byte in range(256)]  # those between continue a character
+
+
+TOKENIZERS = {"char": CharTokenizer, "byte": ByteTokenizer}

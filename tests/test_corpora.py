@@ -1,0 +1,433 @@
+"""Any text: compressed, downloaded, of any script and size, damaged, or changing under our eyes."""
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import http.server
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+
+from conftest import assert_clear_error, make_text, run_minigpt
+from minigpt import sources
+from minigpt.corpus import CorpusReader
+from minigpt.entropy import conditional_entropy, ladder
+from minigpt.sources import Download, Source
+from minigpt.tokenizer import TOKENIZERS, UNKNOWN, CharTokenizer
+from test_cli import printed
+
+MIXED = "Latin, Ελληνικά, 漢字かな, עברית, naïve 😀🎭\n"
+TINY_MIXED = MIXED * 60
+
+
+def read(name: str | Path | list[str], folder: Path, **settings: Any) -> str:
+    corpus = CorpusReader(folder / "data", **settings).open(name if isinstance(name, list) else str(name))
+    return TOKENIZERS[settings.get("tokenizer", "char")](corpus.vocabulary).decode(corpus.ids())
+
+
+# Sources
+
+
+def test_compressed_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    raw = TINY_MIXED.encode()
+    packed: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress,
+        "xz": lzma.compress,
+        "bz2": bz2.compress,
+        "zst": zstandard.compress,
+    }
+    for suffix, compress in packed.items():
+        (tmp_path / f"a.txt.{suffix}").write_bytes(compress(raw))
+        assert read(tmp_path / f"a.txt.{suffix}", tmp_path) == TINY_MIXED
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("b/2.txt", "two")
+        archive.writestr("1.txt", "one")
+        archive.writestr("cover.jpg", b"\xff\xd8")
+    assert read(tmp_path / "two.zip", tmp_path) == "one\ntwo"
+
+
+def test_several_sources_are_read_in_the_order_given(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "d.txt.gz").write_bytes(gzip.compress(b"d"))
+    names = [str(tmp_path / name) for name in ("c.txt", "folder", "[ab].txt")]
+    assert read(names, tmp_path) == "c\nd\na\nb"
+
+
+def test_a_loop_of_links_is_no_trap(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "self.txt").symlink_to(folder / "self.txt")
+    with pytest.raises(OSError, match=r"self\.txt"):
+        read(folder, tmp_path)
+    (folder / "self.txt").unlink()
+    assert read(folder, tmp_path) == "text"
+
+
+def test_a_folder_that_may_not_be_read_is_an_error() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "texts" / "closed").mkdir(parents=True)
+        (folder / "texts" / "closed").chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:  # to whom nothing is forbidden
+                os.seteuid(65534)
+            with pytest.raises(PermissionError, match="closed"):
+                sources.find_sources(str(folder / "texts"), folder)
+        finally:
+            os.seteuid(user)
+
+
+def test_damaged_archives_are_clear_errors(workplace: Path) -> None:
+    raw = os.urandom(20_000).hex().encode()
+    for suffix, packed in {
+        "txt.gz": gzip.compress(raw),
+        "txt.xz": lzma.compress(raw),
+        "txt.bz2": bz2.compress(raw),
+        "zip": b"PK\x03\x04 no archive",
+    }.items():
+        for cut in {len(packed), len(packed) // 2} - {len(packed)} or {0}:
+            file = workplace / f"cut.{suffix}"
+            file.write_bytes(packed[: cut or None])
+            result = run_minigpt("fit", "--config", "tiny.yaml", "--data.corpus", file)
+            assert_clear_error(result, f"cut.{suffix}", "cut off or damaged")
+    assert not list((workplace / "data" / "ids").iterdir())
+
+
+def test_a_bomb_is_refused_before_it_fills_the_disk(workplace: Path) -> None:
+    (workplace / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 50_000_000))
+    corpus = ("--data.corpus", "bomb.txt.gz", "--data.max_unpacked_gb", 0.01)
+    result = run_minigpt("fit", "--config", "tiny.yaml", *corpus)
+    assert_clear_error(result, "unpacks to more than 0.01 GB", "--data.max_unpacked_gb")
+
+
+# What a text may hold
+
+
+def test_line_ends_and_marks_are_normalised_and_said_so(workplace: Path) -> None:
+    text = make_text(3000)
+    (workplace / "dos.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    result = run_minigpt("corpus", "--data.corpus", "dos.txt")
+    assert "dos.txt: its byte-order mark was dropped." in result.out
+    assert "dos.txt: its line ends, not all of them newlines, became newlines." in result.out
+    assert read("dos.txt", workplace) == text
+    (workplace / "wide.txt").write_text(text, encoding="utf-16")
+    assert read("wide.txt", workplace, encoding="utf-16") == text
+
+
+def test_nul_is_a_character_and_a_lone_surrogate_is_an_error(workplace: Path) -> None:
+    (workplace / "nul.txt").write_bytes(b"a\x00b")
+    assert read("nul.txt", workplace) == "a\x00b"
+    (workplace / "surrogate.txt").write_bytes(b"ab" + "\ud800".encode("utf-8", "surrogatepass"))
+    result = run_minigpt("corpus", "--data.corpus", "surrogate.txt")
+    assert_clear_error(result, "surrogate.txt is not utf-8: byte 2 (0xed)", "--data.tokenizer byte")
+
+
+def test_a_million_characters_are_no_text(workplace: Path) -> None:
+    everything = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    (workplace / "all.txt").write_text(everything, encoding="utf-8", newline="")
+    assert_clear_error(
+        run_minigpt("corpus", "--data.corpus", "all.txt"), "different characters", "--data.tokenizer byte"
+    )
+
+
+def test_one_character_over_and_over_trains_with_a_warning(workplace: Path) -> None:
+    (workplace / "a.txt").write_text("a" * 3000)
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--data.corpus", "a.txt", "--trainer.max_steps", 2)
+    assert result.code == 0, result.err
+    assert "Warning: the corpus has a single character" in result.out
+
+
+def test_many_scripts_go_through_training_and_back(workplace: Path) -> None:
+    (workplace / "mixed.txt").write_text(TINY_MIXED, encoding="utf-8")
+    for tokenizer in ("char", "byte"):
+        assert read("mixed.txt", workplace, tokenizer=tokenizer) == TINY_MIXED
+        run = (
+            "--data.corpus",
+            "mixed.txt",
+            "--data.tokenizer",
+            tokenizer,
+            "--name",
+            tokenizer,
+            "--trainer.max_steps",
+            3,
+        )
+        result = run_minigpt("fit", "--config", "tiny.yaml", *run)
+        assert result.code == 0, result.err
+        checkpoint = f"lightning_logs/{tokenizer}/version_0/checkpoints/last.ckpt"
+        result = run_minigpt("generate", "--ckpt_path", checkpoint, "--prompt", "漢字 עברית 😀", "--max_new_tokens", 40)
+        assert result.code == 0, result.err
+        assert result.out.startswith("漢字 עברית 😀")
+        if tokenizer == "char":
+            assert set(result.out) <= set(TINY_MIXED)
+        for command in ("validate", "test"):
+            result = run_minigpt(command, "--ckpt_path", checkpoint, "--trainer.enable_progress_bar", "false")
+            assert result.code == 0, result.err
+            assert "bits_per_byte" in result.out
+
+
+def test_bits_per_byte_and_per_character_are_those_of_the_text(workplace: Path) -> None:
+    """Both tokenizers count the same characters and the same bytes."""
+    tokens = {"char": TINY_MIXED, "byte": TINY_MIXED.encode()}
+    for name, text in tokens.items():
+        vocabulary = "".join(sorted(set(TINY_MIXED))) if name == "char" else "".join(map(chr, range(256)))
+        tokenizer = TOKENIZERS[name](vocabulary)
+        ids = tokenizer.encode(TINY_MIXED)
+        assert len(ids) == len(text)
+        assert np.array(tokenizer.byte_counts())[ids].sum() == len(TINY_MIXED.encode())
+        assert np.array(tokenizer.character_counts())[ids].sum() == len(TINY_MIXED)
+
+
+def test_any_file_is_trainable_as_bytes(workplace: Path) -> None:
+    (workplace / "noise.bin").write_bytes(bytes(range(256)) * 20 + b"\r\n\xff\xfe")
+    corpus = CorpusReader(workplace / "data", tokenizer="byte").open("noise.bin")
+    assert corpus.ids().tobytes() == (workplace / "noise.bin").read_bytes()
+    run = ("--data.corpus", "noise.bin", "--data.tokenizer", "byte", "--trainer.max_steps", 2)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *run).code == 0
+
+
+def test_rare_characters_become_one_symbol_that_is_never_written(workplace: Path) -> None:
+    text = make_text(6000)
+    (workplace / "rare.txt").write_text(f"{text[:3000]}😀{text[3000:]}é", encoding="utf-8")
+    run = ("--data.corpus", "rare.txt", "--data.min_count", 2, "--trainer.max_steps", 4)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *run).code == 0
+    checkpoint = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
+    vocabulary = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["vocabulary"]
+    assert vocabulary == "".join(sorted({*text, UNKNOWN}))
+    hot = ("--temperature", 50, "--max_new_tokens", 2000, "--prompt", "a ☃")
+    result = run_minigpt("generate", "--ckpt_path", checkpoint, *hot)
+    assert result.code == 0, result.err
+    assert set(result.out[3:]) <= set(text)
+    assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", "--data.min_count", 0), "data.min_count is 0")
+
+
+def test_an_unknown_symbol_stands_for_what_the_vocabulary_lacks() -> None:
+    tokenizer = CharTokenizer("ab" + UNKNOWN)
+    assert tokenizer.decode(tokenizer.encode("abc")) == tokenizer.decode(tokenizer.encode("abé")) == "ab" + UNKNOWN
+
+
+def test_separate_validation_and_test_texts(workplace: Path) -> None:
+    (workplace / "val.txt").write_text(make_text(500, seed=1) + "%")
+    (workplace / "test.txt").write_text(make_text(700, seed=2))
+    run = ("--data.val_corpus", "val.txt", "--data.test_corpus", "test.txt", "--trainer.max_steps", 8)
+    result = run_minigpt("fit", "--config", "tiny.yaml", *run)
+    assert result.code == 0, result.err
+    checkpoint = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
+    assert "%" in torch.load(checkpoint, weights_only=True)["hyper_parameters"]["vocabulary"]
+    quiet = ("--trainer.enable_progress_bar", "false")
+    scored = run_minigpt("predict", "--ckpt_path", checkpoint, "--data.predict_corpus", "test.txt", *quiet)
+    mean = float(scored.out.split("700 characters, ")[1].split()[0])
+    result = run_minigpt("test", "--ckpt_path", checkpoint, *quiet)
+    assert result.code == 0, result.err
+    assert printed("test/loss", result.out) == pytest.approx(mean, abs=1e-4), "the test split is the whole of test.txt"
+
+
+# The cache
+
+
+def test_a_second_start_does_not_read_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(make_text(1000))
+    monkeypatch.setattr("minigpt.corpus.time.time_ns", lambda: 1 << 62)  # long after the file was written
+    first = CorpusReader(tmp_path / "data").open(str(file))
+    monkeypatch.setattr(Source, "chunks", lambda *args: pytest.fail("the text was read again"))
+    assert CorpusReader(tmp_path / "data").open(str(file)) == first
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("abc" * 1000)
+    encode = CharTokenizer.encode
+
+    def change_then_encode(self: CharTokenizer, text: str) -> Any:
+        with file.open("a") as more:
+            more.write("cab")
+        return encode(self, text)
+
+    monkeypatch.setattr(CharTokenizer, "encode", change_then_encode)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        CorpusReader(tmp_path / "data").open(str(file))
+    monkeypatch.setattr(CharTokenizer, "encode", encode)
+    assert read(file, tmp_path) == file.read_text()
+
+
+def test_a_full_disk_leaves_the_old_ids_and_no_torn_ones(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "more.txt").write_text(make_text(9000, seed=3))
+    read("text.txt", workplace)
+    before = {path: path.read_bytes() for path in (workplace / "data" / "ids").iterdir()}
+    # A file-size limit stands in for a full disk: the write fails in the same place, with an OSError.
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000));"
+        "sys.argv = ['minigpt', 'corpus', '--data.corpus', 'more.txt'];"
+        "from minigpt.__main__ import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 2
+    assert "don't fit into data/ids (File too large)" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert {path: path.read_bytes() for path in (workplace / "data" / "ids").iterdir()} == before
+
+
+def test_killed_half_way_nothing_is_taken_for_whole(workplace: Path) -> None:
+    code = (
+        "import os, sys; from minigpt.corpus import *; from minigpt.tokenizer import CharTokenizer;"
+        "CharTokenizer.encode = lambda self, text: os.kill(os.getpid(), 9);"
+        "CorpusReader(Path('data')).open('text.txt')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100, check=False)
+    assert result.returncode == -9
+    assert [path.suffix for path in (workplace / "data" / "ids").iterdir()] == [".part"]
+    assert read("text.txt", workplace) == (workplace / "text.txt").read_text()
+    assert not list((workplace / "data" / "ids").glob("*.part"))
+
+
+def test_two_processes_may_prepare_the_same_text_at_once(workplace: Path) -> None:
+    (workplace / "long.txt").write_text(make_text(300_000))
+    command = [sys.executable, "-m", "minigpt", "corpus", "--data.corpus", "long.txt"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
+    assert all(code == 0 for _, _, code in results), results
+    assert len({out for out, _, _ in results}) == 1
+    assert read("long.txt", workplace) == (workplace / "long.txt").read_text()
+    assert not list((workplace / "data" / "ids").glob("*.part"))
+
+
+# A look at the data
+
+
+def test_corpus_shows_what_there_is_to_learn(workplace: Path) -> None:
+    result = run_minigpt("corpus", "--data.corpus", "text.txt", "--data.val_fraction", 0.1, "--data.test_fraction", 0.1)
+    assert result.code == 0, result.err
+    text = (workplace / "text.txt").read_text()
+    assert f"6,000 characters, 6,000 bytes of UTF-8, {text.count(chr(10)):,} line ends" in result.out
+    assert f"' ' {text.count(' '):,}" in result.out
+    assert "4,800 to          5,400" in result.out
+    assert repr(text[:64]) in result.out
+    for rung in ("uniform", "order 0", "order 1", "order 2", "gzip", "xz"):
+        assert f"  {rung} " in result.out
+
+
+def test_the_ladder_is_what_shannon_says() -> None:
+    draw = np.random.default_rng(0)
+    coin = draw.integers(2, size=200_000).astype(np.uint8)
+    assert conditional_entropy(coin, 0) == pytest.approx(1, abs=1e-3)
+    assert conditional_entropy(coin, 2) == pytest.approx(1, abs=1e-3)
+    turns = (np.cumsum(draw.random(200_000) < 0.11) % 2).astype(np.uint8)  # turns over with probability 0.11
+    assert conditional_entropy(turns, 0) == pytest.approx(1, abs=0.01)
+    assert conditional_entropy(turns, 1) == pytest.approx(0.5, abs=0.01)
+    rungs = ladder(np.tile(np.arange(8, dtype=np.uint8), 5000), np.ones(8, dtype=int))
+    assert rungs["uniform"] == rungs["order 0"] == 3
+    assert rungs["order 1"] == pytest.approx(0, abs=1e-3)
+    assert max(rungs["xz"], rungs["gzip"]) < 0.1
+
+
+def test_the_ladder_stands_beside_the_test_loss(in_trained: Path) -> None:
+    result = run_minigpt("test", "--ckpt_path", "last", "--trainer.enable_progress_bar", "false")
+    assert result.code == 0, result.err
+    assert "this model" in result.out
+    assert "order 2" in result.out
+
+
+# Downloads, from a real server on loopback
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves one body, in the way its path asks for."""
+
+    body = make_text(200_000).encode()
+    requests: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        Server.requests.append(wanted)
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        if self.path == "/silent":
+            threading.Event().wait(3)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.path != "/forgetful" else 0
+        body = self.body[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        cut = self.path == "/cut" and len(Server.requests) == 1
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[: len(body) // 3] if cut else body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    Server.requests = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def served(url: str) -> Download:
+    return Download(url, "corpus.txt", hashlib.sha256(Server.body).hexdigest())
+
+
+def test_a_corpus_is_downloaded_once(address: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert served(f"{address}/whole")(tmp_path, None).read_bytes() == Server.body
+    assert Server.requests == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+@pytest.mark.parametrize("way", ["cut", "forgetful"])
+def test_a_cut_download_goes_on_where_it_was_cut(address: str, tmp_path: Path, way: str) -> None:
+    with pytest.raises(ConnectionError, match="the connection was cut after 66,666 of 200,000 bytes"):
+        served(f"{address}/cut")(tmp_path, None)
+    assert not (tmp_path / "corpus.txt").exists()
+    (tmp_path / "cut.download").rename(tmp_path / f"{way}.download")
+    assert served(f"{address}/{way}")(tmp_path, None).read_bytes() == Server.body
+    assert Server.requests == [None, "bytes=66666-"], "the second asks for the rest"
+
+
+def test_what_was_not_expected_is_thrown_away(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the other it should be"):
+        Download(f"{address}/whole", "other", "0" * 64)(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_and_a_silent_server_are_clear_errors(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConnectionError, match=r"answers 404 .* put the file at .*corpus\.txt"):
+        served(f"{address}/missing")(tmp_path, None)
+    with pytest.raises(ConnectionError, match="timed out"):
+        sources.fetch(f"{address}/silent", tmp_path / "x", "do without", timeout=0.2)
+
+
+def test_a_mirror_may_be_a_url_a_file_or_an_archive(address: str, tmp_path: Path) -> None:
+    nowhere = served("http://127.0.0.1:9/nowhere")
+    with zipfile.ZipFile(tmp_path / "copy.zip", "w") as archive:
+        archive.writestr("corpus.txt", Server.body)
+    (tmp_path / "copy.txt").write_bytes(Server.body)
+    for i, mirror in enumerate((f"{address}/whole", str(tmp_path / "copy.zip"), str(tmp_path / "copy.txt"))):
+        assert nowhere(tmp_path / str(i), mirror).read_bytes() == Server.body
+        assert [path.name for path in (tmp_path / str(i)).iterdir()] == ["corpus.txt"]
