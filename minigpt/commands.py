@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,7 @@ def generate(
     sys.stdout.write("\n")
 
 
+@dataclass(frozen=True)
 class Data:
     """What to look at; the flags are those of ``fit``.
 
@@ -58,23 +60,15 @@ class Data:
         max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
     """
 
-    def __init__(
-        self,
-        corpus: str | list[str] = "shakespeare",
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        block_size: int = 64,
-        tokenizer: Literal["char", "byte"] = "char",
-        encoding: str = "utf-8",
-        data_dir: str = "data",
-        mirror: str | None = None,
-        max_unpacked_gb: float = 100.0,
-    ) -> None:
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.block_size = block_size
-        self.text = CorpusReader(Path(data_dir), tokenizer, encoding, mirror, max_unpacked_gb).open(corpus)
-        self.tokenizer = TOKENIZERS[tokenizer](self.text.vocabulary)
+    corpus: str | list[str] = "shakespeare"
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+    block_size: int = 64
+    tokenizer: Literal["char", "byte"] = "char"
+    encoding: str = "utf-8"
+    data_dir: str = "data"
+    mirror: str | None = None
+    max_unpacked_gb: float = 100.0
 
 
 def corpus(data: Data) -> None:
@@ -83,7 +77,9 @@ def corpus(data: Data) -> None:
     Args:
         data: the text.
     """
-    text, tokenizer, ids = data.text, data.tokenizer, data.text.ids()
+    reader = CorpusReader(Path(data.data_dir), data.tokenizer, data.encoding, data.mirror, data.max_unpacked_gb)
+    text = reader.open(data.corpus)
+    tokenizer, ids = TOKENIZERS[data.tokenizer](text.vocabulary), text.ids()
     counts = text.counts(range(len(text)))
     bytes_of, characters_of = np.array(tokenizer.byte_counts()), np.array(tokenizer.character_counts())
     newline = text.vocabulary.find("\n")
