@@ -288,7 +288,8 @@ class NatsWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.path = Path(self.output or f"{Path(data.predict_corpus).stem}.nats.csv")
-        if self.path.exists() and self.path.samefile(data.predict_corpus):
+        text = Path(data.predict_corpus)  # or a glob, or the name of a corpus, which are no file
+        if self.path.exists() and text.exists() and self.path.samefile(text):
             raise ValueError(f"--output {self.path} is the text itself; it would be overwritten. Name another file.")
         file = self._open.enter_context(written_whole(self.path))
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")

@@ -243,6 +243,14 @@ def test_predict_writes_the_nats_of_every_character_and_agrees_with_test(in_trai
     assert sum(nats) / len(nats) == pytest.approx(loss, abs=10 / len(nats))
 
 
+def test_predict_may_be_repeated_on_a_glob(in_trained: Path) -> None:
+    for _ in range(2):
+        text = ("--data.predict_corpus", "te?t.txt", "--output", "nats.csv")
+        result = run_minigpt("predict", "--ckpt_path", LAST, *text, "--trainer.enable_progress_bar", "false")
+        assert result.code == 0, result.err
+        assert "nats.csv: 6000 characters" in result.out
+
+
 def test_predict_never_overwrites_its_text(in_trained: Path) -> None:
     before = Path("text.txt").read_text()
     result = run_minigpt("predict", "--ckpt_path", LAST, "--data.predict_corpus", "text.txt", "--output", "./text.txt")

