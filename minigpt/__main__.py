@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 
 TRAINING = {
     "fit": "train a model on a text, or go on with a run",
@@ -12,8 +13,9 @@ TRAINING = {
     "predict": "the surprisal of every character of a text, as a CSV",
 }
 OTHERS = {
-    "corpus": "look at a text before training on it",
     "generate": "let a checkpoint write",
+    "chat": "write together with a checkpoint, in the terminal",
+    "corpus": "look at a text before training on it",
 }
 
 
@@ -50,11 +52,29 @@ def run(command: str, args: list[str]) -> None:
 
         train(command, args)
     else:
-        from jsonargparse import auto_cli
-
         from minigpt.commands import COMMANDS
 
-        auto_cli(COMMANDS[command], args=args, prog=f"minigpt {command}", as_positional=False, exit_on_error=False)
+        call(COMMANDS[command], args, prog=f"minigpt {command}")
+
+
+def call(function: Callable[..., None], args: list[str], prog: str) -> None:
+    """Call a function with its parameters taken from the command line, and its help from its docstring."""
+    from docstring_parser import parse
+    from jsonargparse import ArgumentParser
+
+    doc = parse(function.__doc__ or "")
+    parser = ArgumentParser(prog=prog, description=doc.short_description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a file with these settings")
+    # A switch that is given or not, and a flag that may be given several times, are plain argparse's.
+    plain = {"bool": "store_true", "list[str]": "append"}
+    actions = {name: plain[kind] for name, kind in function.__annotations__.items() if kind in plain}
+    parser.add_function_arguments(function, as_positional=False, skip=set(actions))
+    for name, action in actions.items():
+        text = next(p.description for p in doc.params if p.arg_name == name)
+        parser.add_argument(f"--{name}", action=action, default=[] if action == "append" else False, help=text)
+    settings = parser.instantiate(parser.parse_args(args))
+    settings.pop("config")
+    function(**settings)
 
 
 def explain(error: Exception) -> str:

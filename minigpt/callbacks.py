@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from minigpt.files import written_whole
-from minigpt.generation import check_sampling, generate_text
+from minigpt.generation import Sampling, Writer
 from minigpt.lightning_module import GPTLightningModule, logs_step
 from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
@@ -60,7 +60,9 @@ class TextSampler(Callback):
         top_k: int | None = None,
         seed: int = 1,
     ) -> None:
-        check_sampling(max_new_tokens, temperature, top_k)
+        Sampling(temperature, top_k)  # raises where a setting can't be
+        if max_new_tokens < 0:
+            raise ValueError(f"sampler.max_new_tokens is {max_new_tokens}; it must be at least 0.")
         if every_n_steps < 0:
             raise ValueError(f"sampler.every_n_steps is {every_n_steps}; it must be at least 0 (for no samples).")
         self.every_n_steps = every_n_steps
@@ -99,11 +101,12 @@ class TextSampler(Callback):
         modes = [(part, part.training) for part in module.gpt.modules()]
         module.gpt.eval()
         try:
-            tokenizer = make_tokenizer(module)
-            return "".join(
-                generate_text(
-                    module.gpt, tokenizer, self.prompt, self.max_new_tokens, self.temperature, self.top_k, self.seed
-                )
+            return Writer(module.gpt, make_tokenizer(module)).generate(
+                self.prompt,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                seed=self.seed,
             )
         finally:
             for part, was_training in modes:

@@ -22,7 +22,9 @@ Every activation worth a look is the output of a named module, so a forward hook
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -132,23 +134,32 @@ class Softmax(nn.Module):
 
 
 class KeyValueCache:
-    """The keys and values that one attention layer has computed so far, so that none is computed twice.
+    """The keys and values that attention has computed so far, so that none is computed twice.
 
-    ``keys`` and ``values`` are allocated once, each (B, H, block_size, D); the first ``length`` positions
-    are filled. Positions are absolute: what is cached holds only while the text keeps its beginning.
+    Positions are absolute: what is cached holds only while a text keeps its beginning.
+
+    Attributes:
+        layers: per layer the keys and the values, one tensor (2, B, H, block_size, D), allocated once.
+        lengths: how many positions are filled, for each of the B sequences. What lies beyond is never looked
+            at, so that lowering a length takes positions back.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.length = 0
+    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
+        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.layers = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.lengths = [0] * batch_size
 
-    def append(self, key_BHTD: Tensor, value_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new positions; return all keys and all values so far, each (B, H, S, D)."""
-        start, self.length = self.length, self.length + key_BHTD.shape[2]
-        self.keys[:, :, start : self.length] = key_BHTD
-        self.values[:, :, start : self.length] = value_BHTD
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+    def store(self, layer: int, positions_BT: Tensor, new_2BHTD: Tensor) -> Tensor:
+        """Keep the keys and values of T positions; return those of all positions, (2, B, H, block_size, D)."""
+        kept_2BHSD = self.layers[layer]
+        if len(positions_BT) == 1:  # the same for all sequences
+            return kept_2BHSD.index_copy_(3, positions_BT[0], new_2BHTD)
+        sequence_B1 = torch.arange(len(positions_BT), device=positions_BT.device).unsqueeze(1)
+        kept_2BHSD.permute(1, 3, 0, 2, 4)[sequence_B1, positions_BT] = new_2BHTD.permute(1, 3, 0, 2, 4)
+        return kept_2BHSD
+
+
+Store = Callable[[Tensor], Tensor]  # KeyValueCache.store, for one layer and given positions
 
 
 class CausalSelfAttention(nn.Module):
@@ -163,29 +174,25 @@ class CausalSelfAttention(nn.Module):
         self.pattern_dropout = nn.Dropout(config.attn_pdrop)
         self.projection = nn.Linear(config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
-        # future[t, s] is true where s comes after t
-        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(1)
-        self.register_buffer("future", future, persistent=False)
-        self.future: Tensor
 
-    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, future_BHTS: Tensor, store: Store | None = None) -> Tensor:
         B, T, C = x_BTC.shape
-        D = C // self.n_head
-        query, key, value = self.qkv(x_BTC).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if cache is not None:
-            key, value = cache.append(key, value)  # each (B, H, S, D)
-        S = key.shape[2]
-        future_TS = self.future[S - T : S, :S]
+        D, S = C // self.n_head, future_BHTS.shape[-1]
+        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv_3BHTD
+        if store is not None:
+            key, value = store(qkv_3BHTD[1:])[:, :, :, :S]  # each (B, H, S, D)
 
         # On a CPU in bfloat16, PyTorch's attention kernel trains slower than its parts one by one.
         parts_are_faster = x_BTC.device.type == "cpu" and query.dtype == torch.bfloat16
         if self.fused and not parts_are_faster:
             pdrop = self.pattern_dropout.p if self.training else 0.0
-            mask = {"is_causal": True} if S == T else {"attn_mask": ~future_TS}
-            y_BHTD = F.scaled_dot_product_attention(query, key, value, dropout_p=pdrop, **mask)
+            # Nothing lies ahead of a single new position, if it is the same one in all sequences.
+            seen = None if S == T or len(future_BHTS) == T == 1 else ~future_BHTS
+            y_BHTD = F.scaled_dot_product_attention(query, key, value, seen, pdrop, is_causal=S == T)
         else:
             scores_BHTS = (query / math.sqrt(D)) @ key.transpose(-2, -1)
-            pattern_BHTS = self.softmax(scores_BHTS.masked_fill(future_TS, -math.inf))
+            pattern_BHTS = self.softmax(scores_BHTS.masked_fill(future_BHTS, -math.inf))
             y_BHTD = self.pattern_dropout(pattern_BHTS) @ value
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         return self.dropout(self.projection(y_BTC))
@@ -217,11 +224,11 @@ class Block(nn.Module):
         self.norm_2 = LayerNorm(config.n_embd, config.fused)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, future_BHTS: Tensor, store: Store | None = None) -> Tensor:
         if self.norm == "post":
-            x_BTC = self.residual_middle(self.norm_1(x_BTC + self.attention(x_BTC, cache)))
+            x_BTC = self.residual_middle(self.norm_1(x_BTC + self.attention(x_BTC, future_BHTS, store)))
             return self.norm_2(x_BTC + self.feed_forward(x_BTC))
-        x_BTC = self.residual_middle(x_BTC + self.attention(self.norm_1(x_BTC), cache))
+        x_BTC = self.residual_middle(x_BTC + self.attention(self.norm_1(x_BTC), future_BHTS, store))
         return x_BTC + self.feed_forward(self.norm_2(x_BTC))
 
 
@@ -237,8 +244,8 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("table", table_TC, persistent=False)
         self.table: Tensor
 
-    def forward(self, positions_T: Tensor) -> Tensor:
-        return self.table[positions_T]
+    def forward(self, positions_BT: Tensor) -> Tensor:
+        return self.table[positions_BT]
 
 
 class GPT(nn.Module):
@@ -262,18 +269,17 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def make_cache(self, batch_size: int) -> list[KeyValueCache]:
-        """An empty key-value cache, one per block, for sequences of up to ``block_size`` tokens."""
-        config, like = self.config, self.token_embedding.weight
-        shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        return [KeyValueCache(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
+    def make_cache(self, batch_size: int) -> KeyValueCache:
+        """An empty key-value cache for ``batch_size`` sequences of up to ``block_size`` tokens."""
+        return KeyValueCache(self.config, batch_size, like=self.token_embedding.weight)
 
-    def forward(self, ids_BT: Tensor, cache: list[KeyValueCache] | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """The logits of the next token at every position.
 
         Args:
             ids_BT: token ids, integers, (B, T).
-            cache: from :meth:`make_cache`; ``ids_BT`` then continue what the cache holds, and are added to it.
+            cache: from :meth:`make_cache`; ``ids_BT`` then continue what the cache holds of each sequence, and are
+                added to it.
 
         Returns:
             Logits, (B, T, V). Softmax makes them probabilities.
@@ -281,16 +287,21 @@ class GPT(nn.Module):
         Raises:
             ValueError: the sequence, with what is cached, is longer than ``block_size``.
         """
-        start = cache[0].length if cache else 0
-        end = start + ids_BT.shape[1]
-        if end > (size := self.config.block_size):
-            raise ValueError(f"The sequence is {end} tokens long; block_size is {size}. Give it the last {size}.")
-        positions_T = torch.arange(start, end, device=ids_BT.device)
+        T, lengths = ids_BT.shape[1], cache.lengths if cache else [0]
+        S = max(lengths) + T
+        if (size := self.config.block_size) < S:
+            raise ValueError(f"The sequence is {S} tokens long; block_size is {size}. Give it the last {size}.")
+        starts = lengths if len(set(lengths)) > 1 else lengths[:1]  # one row of positions, where it is that of all
+        positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + torch.arange(T, device=ids_BT.device)
+        # true where position s comes after that of the token, which must not see it; the same for all heads
+        future_BHTS = (torch.arange(S, device=ids_BT.device) > positions_BT.unsqueeze(-1)).unsqueeze(1)
         token_BTC = self.token_embedding(ids_BT)
         if self.config.positions == "sinusoidal":  # or the sines, of size 1, would drown the tokens (AIAYN 3.4)
             token_BTC = token_BTC * math.sqrt(self.config.n_embd)
-        x_BTC = self.embedding_dropout(token_BTC + self.position_embedding(positions_T))
+        x_BTC = self.embedding_dropout(token_BTC + self.position_embedding(positions_BT))
         for i, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, cache[i] if cache else None)
+            x_BTC = block(x_BTC, future_BHTS, partial(cache.store, i, positions_BT) if cache else None)
+        if cache:
+            cache.lengths = [length + T for length in lengths]
         # GPT-1 ties the output to the token embedding and adds no bias.
         return F.linear(self.final_norm(x_BTC), self.token_embedding.weight)

@@ -1,14 +1,14 @@
 """Text to ids and back: one id per character, or one per byte of UTF-8."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 CODE_POINTS = 0x110000
 UNKNOWN = "\ufffd"  # Unicode's replacement character: in a vocabulary it stands for all that the vocabulary lacks
-ASCII = bytes(range(128))
+Decoder = Callable[[Sequence[int], bool], str]  # the next ids, and whether they are the last, to text
 
 
 def code_points(text: str) -> NDArray[np.unsignedinteger]:
@@ -90,9 +90,9 @@ class CharTokenizer:
         """The text of ``ids``."""
         return self._codes[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
-    def stream(self, ids: Iterable[NDArray[np.integer]]) -> Iterator[str]:
-        """The text of ids that come one by one, as soon as it is known."""
-        return map(self.decode, ids)
+    def decoder(self) -> Decoder:
+        """A function for ids that come little by little: it gives what of their text is known so far."""
+        return lambda ids, final: self.decode(np.array(ids, dtype=np.intp))
 
     def label(self, token: int) -> str:
         """How one id is shown."""
@@ -124,13 +124,9 @@ class ByteTokenizer(CharTokenizer):
         """The text of ``ids``; bytes that make no character become U+FFFD."""
         return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
-    def stream(self, ids: Iterable[NDArray[np.integer]]) -> Iterator[str]:
+    def decoder(self) -> Decoder:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for part in ids:
-            if text := decoder.decode(part.astype(np.uint8).tobytes()):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+        return lambda ids, final: decoder.decode(bytes(ids), final)
 
     def label(self, token: int) -> str:
         return chr(token) if 32 <= token < 127 else f"\\x{token:02x}"

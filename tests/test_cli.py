@@ -291,6 +291,7 @@ def test_generate_starts_without_lightning_and_streams(in_trained: Path) -> None
     assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False, capture_output=True).returncode == 0
     # The reader sees the first characters long before the last is made, and may leave.
     command = [sys.executable, "-m", "minigpt", "generate", "--ckpt_path", "last", "--max_new_tokens", "100000000"]
+    command += ["--prompt", "a"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,5 +1,6 @@
 """Every command in the README works as it stands there."""
 
+import io
 import re
 import shlex
 import shutil
@@ -35,7 +36,9 @@ def test_the_installing_commands_are_the_ones_that_ci_runs() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_works_in_the_order_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_works_in_the_order_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     Path("my.txt").write_text(make_text(20_000))
@@ -53,6 +56,7 @@ def test_every_command_works_in_the_order_of_the_readme(tmp_path: Path, monkeypa
                 result = subprocess.run(process, capture_output=True, text=True, timeout=200, check=False)
                 assert result.returncode == 0, (command, result.stderr)
             else:
+                monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))  # for chat
                 result = run_minigpt(*words[3:])  # type: ignore[assignment]
                 assert result.code == 0, (command, result.err)  # type: ignore[attr-defined]
             ran += 1
@@ -62,6 +66,9 @@ def test_every_command_works_in_the_order_of_the_readme(tmp_path: Path, monkeypa
         else:
             assert words == ["pytest"], command
     assert ran >= 9
+    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(code, {})
+    assert len(capsys.readouterr().out) > 800
 
 
 def check_tensorboard(words: list[str]) -> None:
