@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -15,8 +16,11 @@ TRAINING = {
 OTHERS = {
     "generate": "let a checkpoint write",
     "chat": "write together with a checkpoint, in the terminal",
+    "prove-resume": "see it proved that a run killed and resumed ends in the same bits",
     "corpus": "look at a text before training on it",
 }
+
+OUT_OF_MEMORY = "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
 
 
 def main() -> None:
@@ -43,6 +47,12 @@ def main() -> None:
             raise
         print(explain(error), file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's own errors of this kind are told from others by their words only.
+        if os.environ.get("MINIGPT_TRACEBACK") or not re.search("allocate|out of memory|Storage size", str(error)):
+            raise
+        print(explain(MemoryError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})")), file=sys.stderr)
+        sys.exit(2)
 
 
 def run(command: str, args: list[str]) -> None:
@@ -51,6 +61,10 @@ def run(command: str, args: list[str]) -> None:
         from minigpt.cli import train
 
         train(command, args)
+    elif command == "prove-resume":
+        from minigpt.prove import prove_resume
+
+        prove_resume(args)
     else:
         from minigpt.commands import COMMANDS
 

@@ -127,6 +127,7 @@ class TrainingCurves(Callback):
         self._seconds = 0.0
         self._mark: float | None = None  # when the time of the next batch began to count
         self._step = -1
+        self._highest = 0.0  # gradient norm since the last line
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -149,8 +150,10 @@ class TrainingCurves(Callback):
         step, new_step = trainer.global_step, trainer.global_step != self._step
         self._step = step
         logging = new_step and logs_step(trainer, step)
+        assert isinstance(pl_module, GPTLightningModule)
+        if new_step:
+            self._highest = max(self._highest, float(pl_module.grad_norm))
         if logging:
-            assert isinstance(pl_module, GPTLightningModule)
             # The mean over all devices and accumulated batches of this step. It waits for the device to finish.
             self.loss = float(pl_module.train_nats.compute())
             pl_module.train_nats.reset()
@@ -163,11 +166,19 @@ class TrainingCurves(Callback):
             values = {
                 "train/loss": self.loss,
                 "train/bits_per_char": self.loss / math.log(2),
-                "train/grad_norm": float(pl_module.grad_norm),  # type: ignore[arg-type]
+                "train/grad_norm": float(pl_module.grad_norm),
+                "train/grad_norm_max": self._highest,  # a spike between two lines shows here
                 "train/tokens_per_second": self.rate,
             }
+            self._highest = 0.0
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step - 1)  # like Lightning, which numbers steps from 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"highest": self._highest}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._highest = state["highest"]
 
 
 def training_curves(trainer: Trainer) -> list[TrainingCurves]:

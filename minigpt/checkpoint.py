@@ -5,12 +5,15 @@ A checkpoint is complete: weights, hyperparameters and vocabulary, all of them p
 
 import dataclasses
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minigpt.files import written_whole
+from minigpt.memory import check_memory
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
@@ -38,7 +41,7 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
             raise ValueError(f"There is no checkpoint {path}: no such file in {path.parent.absolute()}.")
         return path
     folders = LOG_DIR / (run or "*") / "version_*" / "checkpoints"
-    found = sorted(LOG_DIR.glob(str((folders / "last.ckpt").relative_to(LOG_DIR))), key=lambda p: p.stat().st_mtime_ns)
+    found = sorted(LOG_DIR.glob(str((folders / "last.ckpt").relative_to(LOG_DIR))), key=written_at)
     if not found:
         raise ValueError(f"There is no {ckpt_path} checkpoint: no {folders}/last.ckpt in {Path.cwd()}.")
     if ckpt_path == "last":
@@ -49,12 +52,40 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
     return scored[0]
 
 
+def written_at(path: Path) -> int:
+    """When a file was last changed, in nanoseconds."""
+    return path.stat().st_mtime_ns
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint of this program; nothing in it is ever executed.
 
     Raises:
-        ValueError: the file is damaged, holds more than plain data, or is not a checkpoint of minigpt.
+        ValueError: the file is damaged, holds more than plain data, or is not a checkpoint of minigpt; the message
+            names the newest whole one, if there is any beside it or in ``lightning_logs``.
     """
+    try:
+        return _read(path)
+    except ValueError as error:
+        others = {*path.parent.glob("*.ckpt"), *LOG_DIR.glob("*/version_*/checkpoints/*.ckpt")}
+        for other in sorted(others, key=written_at, reverse=True):
+            if other.absolute() != path.absolute() and is_whole(other):
+                raise ValueError(f"{error} The newest whole checkpoint is {other}.") from error
+        raise
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is a checkpoint that can be read."""
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """As :func:`read_checkpoint`, without looking for another one."""
+    check_bits(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -62,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} was not loaded: it is damaged, or it holds more than plain data and could run a program. "
             "It is not a checkpoint that minigpt wrote, or no longer one."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: it is cut off or is something else.") from error
     hyperparameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hyperparameters, dict) or not isinstance(hyperparameters.get("vocabulary"), str):
@@ -70,10 +101,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_bits(path: Path) -> None:
+    """Raise a ValueError unless every byte of a checkpoint's contents is as it was written.
+
+    A checkpoint is a zip archive with a CRC-32 of each member, which PyTorch doesn't look at when it maps the file.
+    """
+    damaged = f"{path} is not a whole checkpoint: it is damaged, cut off or something else."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # PyTorch compresses nothing; an archive that does might unpack to more than any memory.
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or archive.testzip() is not None:
+                raise ValueError(damaged)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(damaged) from error
+
+
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Save a checkpoint so that ``path`` holds, at any moment, the old one whole or the new one whole."""
-    with written_whole(path) as file:
-        torch.save(checkpoint, file)
+    """Save a checkpoint so that ``path`` holds, at any moment, the old one whole or the new one whole.
+
+    Raises:
+        ValueError: it could not be written, for want of space or permission.
+    """
+    try:
+        with written_whole(path) as file:
+            torch.save(checkpoint, file)
+    except OSError as error:
+        raise ValueError(
+            f"The checkpoint {path} could not be written: {error.strerror or error}. Earlier checkpoints are untouched: "
+            "make room, and go on from the last one."
+        ) from error
 
 
 def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
@@ -84,16 +142,21 @@ def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
         fused: see :class:`~minigpt.model.GPTConfig`; hooks on the attention pattern need it off.
 
     Raises:
-        ValueError: as :func:`read_checkpoint`, or the weights don't fit the hyperparameters.
+        ValueError: as :func:`read_checkpoint`, or the weights don't fit the hyperparameters, or these describe no
+            model, or one too large for this machine.
     """
     checkpoint = read_checkpoint(path)
     hyperparameters = checkpoint["hyper_parameters"]
-    tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
     shape = {f.name: hyperparameters[f.name] for f in dataclasses.fields(GPTConfig) if f.name in hyperparameters}
-    gpt = GPT(GPTConfig(**{**shape, "vocab_size": len(tokenizer.vocabulary), "fused": fused}))
-    weights = {name.removeprefix("gpt."): weight for name, weight in checkpoint["state_dict"].items()}
     try:
-        gpt.load_state_dict(weights)
-    except RuntimeError as error:
+        tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
+        config = GPTConfig(**{**shape, "vocab_size": len(tokenizer.vocabulary), "fused": fused})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The hyperparameters in {path} describe no model: {error}") from error
+    check_memory(config)
+    gpt = GPT(config)
+    try:
+        gpt.load_state_dict({name.removeprefix("gpt."): weight for name, weight in checkpoint["state_dict"].items()})
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The weights in {path} don't fit its hyperparameters.") from error
     return gpt.eval(), tokenizer

@@ -1,5 +1,6 @@
-"""How a run is kept: the best and the last checkpoint, and a stop that loses nothing."""
+"""How a run is kept: the best and the last checkpoint, a stop that loses nothing, an end before harm is saved."""
 
+import math
 import os
 import shutil
 import signal
@@ -9,11 +10,13 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt.checkpoint import read_checkpoint, write_checkpoint
+from minigpt.datamodule import CharDataModule
 from minigpt.files import sync_folder
+from minigpt.lightning_module import GPTLightningModule
 
 
 class WholeCheckpointIO(CheckpointIO):
@@ -95,6 +98,15 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step != self._saved_step or trainer.max_steps < 0:
             self.save_last(trainer)
 
+    def last_good(self, step: int) -> Path | None:
+        """The newest checkpoint, for a run that went astray in ``step``: one that did a whole step since, or the best.
+
+        Weights may be beyond repair before a gradient shows it; those from which at least one more step came are sound.
+        """
+        if 0 <= self._saved_step < step - 1 and self.last_path.exists():
+            return self.last_path
+        return self.best_path
+
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``. Every process has to call this."""
         self._save(trainer, self.last_path)
@@ -140,6 +152,58 @@ def validation_is_due(trainer: Trainer) -> bool:
     """Whether Lightning will validate at the end of the batch that has just been trained on."""
     fit_loop = trainer.fit_loop
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+class FiniteCheck(Callback):
+    """Ends a run whose loss or gradient is infinite or not a number, before anything of it is saved.
+
+    Every step is looked at, which waits for the device to finish it; on every process, for all share the gradient.
+
+    Args:
+        checkpoint: knows what was saved before.
+    """
+
+    def __init__(self, checkpoint: RunCheckpoint) -> None:
+        self.checkpoint = checkpoint
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self._step or trainer.precision == "16-mixed":  # which skips such steps by itself
+            return
+        self._step = trainer.global_step
+        assert isinstance(pl_module, GPTLightningModule)
+        if bool(torch.isfinite(pl_module.grad_norm)):
+            return
+        batch = trainer.fit_loop.epoch_loop.total_batch_idx
+        what = f"the gradient of step {self._step} is {float(pl_module.grad_norm)}."
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, CharDataModule):
+            places = data.window_places(batch)
+            sick = (~pl_module.batch_nats_BT.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            windows = [places[row] for row in sick] or places
+            what += (
+                f" Its batch, number {batch}, has {len(sick)} windows with a loss that is not finite; windows begin at "
+                f"character {', '.join(f'{place:,}' for place in windows[:5])}{', ...' * (len(windows) > 5)} of "
+                f"{data.texts['train'].name}."
+            )
+        self._end(what, self._step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            loss = float(trainer.callback_metrics["val/loss"])
+            if not math.isfinite(loss):
+                self._end(f"the validation loss after step {trainer.global_step} is {loss}.", trainer.global_step)
+
+    def _end(self, what: str, step: int) -> None:
+        good = self.checkpoint.last_good(step)
+        raise ValueError(
+            f"Training went astray: {what} "
+            + (f"The last good checkpoint is {good}. " if good else "No good checkpoint was written before. ")
+            + "Most often the learning rate is too high: begin anew with a smaller --model.learning_rate."
+        )
 
 
 class GracefulStop(Checkpoint):

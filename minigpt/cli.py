@@ -5,11 +5,14 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,10 +22,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves
 from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
-from minigpt.checkpointing import GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
+from minigpt.checkpointing import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.datamodule import CharDataModule
 from minigpt.entropy import ladder, show
 from minigpt.lightning_module import GPTLightningModule
+from minigpt.memory import TRAINING, check_memory
 from minigpt.tokenizer import TOKENIZERS
 
 
@@ -40,7 +44,8 @@ class RunConfig(SaveConfigCallback):
 class MiniGPTCLI(LightningCLI):
     """Wires model, data, trainer and callbacks; lets a checkpoint's own settings prevail."""
 
-    def __init__(self, args: ArgsType) -> None:
+    def __init__(self, args: ArgsType, until_done: ExitStack) -> None:
+        self.until_done = until_done
         self.checkpoint_path: Path | None = None
         self.run_folder: Path | None = None  # of the run to resume
         self.checkpoint: dict[str, Any] = {}
@@ -200,12 +205,15 @@ class MiniGPTCLI(LightningCLI):
             if not trainer.fast_dev_run:
                 folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
                 kwargs["default_root_dir"] = str(folder)
+                self.until_done.enter_context(sole_owner(folder))
                 if trainer.logger in (None, True):
                     kwargs["logger"] = self._tensorboard_logger(folder)
                 if kwargs.get("logger") or trainer.logger:
                     own.append(LearningRateMonitor(logging_interval="step"))
-            first.append(TrainingCurves())  # before the sampler, whose time it would else count
-            own += [TensorBoardExtras(), GracefulStop(self._get(self.config_init, "checkpoint"))]
+            checkpoint = self._get(self.config_init, "checkpoint")
+            # The curves before the sampler, whose time they would else count; then nothing but a sound state goes on.
+            first += [TrainingCurves(), FiniteCheck(checkpoint)]
+            own += [TensorBoardExtras(), GracefulStop(checkpoint)]
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":
@@ -226,6 +234,8 @@ class MiniGPTCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         config = self.model.gpt.config
+        if self.subcommand == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            check_memory(config, TRAINING, self.datamodule.batch_size // self.trainer.world_size)
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)
         if config.vocab_size == 1:
@@ -286,7 +296,8 @@ def train(command: str, args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     try:
-        MiniGPTCLI([command, *args])
+        with ExitStack() as until_done:
+            MiniGPTCLI([command, *args], until_done)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except Stopped as stop:
@@ -325,6 +336,21 @@ def new_run_folder(parent: Path) -> Path:
             return folder
         except FileExistsError:
             version += 1
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Keep other processes from going on with the same run at the same time; the system lets go when this one dies."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        yield
+        return
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            for torn in (folder / "checkpoints").glob("*.part"):  # what a killed process was writing
+                torn.unlink()
+            yield
+    except Timeout as error:
+        raise ValueError(f"Another process is training the run {folder} right now. Wait for it, or stop it.") from error
 
 
 def program() -> str:

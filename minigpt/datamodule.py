@@ -340,6 +340,13 @@ class CharDataModule(LightningDataModule):
         steps = -(-len(split) // (self.batch_size * self.block_size * accumulated))
         return TrainingLoader(dataset, steps * accumulated, self.num_workers)
 
+    def window_places(self, batch: int) -> list[int]:
+        """Where in the training text the windows of this device's share of a training batch begin."""
+        split = self.splits()["train"]
+        n_starts = len(split) - self.block_size
+        starts = window_starts(self.seed, 0 if self.overfit_one_batch else batch, self.batch_size, n_starts)
+        return [split.start + int(start) for start in starts[self.rank :: self.world_size]]
+
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._scoring_loader("val", self.splits()["val"])
 

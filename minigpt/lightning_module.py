@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from minigpt.memory import check_memory
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import decay_groups, warmup_cosine
 from minigpt.tokenizer import TOKENIZERS, CharTokenizer
@@ -103,6 +104,7 @@ class GPTLightningModule(LightningModule):
                 f"weight_decay = {weight_decay} must be at least 0."
             )
         config = GPTConfig(vocab_size=len(vocabulary), **gpt)
+        check_memory(config)
         # Everything, defaults included, as plain values: a checkpoint must not depend on this file's defaults.
         self.save_hyperparameters(
             {
@@ -131,6 +133,7 @@ class GPTLightningModule(LightningModule):
         self.val_scores = Scores(kind)
         self.test_scores = Scores(kind)
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
+        self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
@@ -154,7 +157,9 @@ class GPTLightningModule(LightningModule):
             torch.manual_seed(key)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.character_nats(batch).mean()
+        nats_BT = self.character_nats(batch)
+        self.batch_nats_BT = nats_BT.detach()
+        loss = nats_BT.mean()
         if logs_step(self.trainer, self.trainer.global_step + 1):
             self.train_nats.update(loss.detach())
         return loss

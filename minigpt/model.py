@@ -69,13 +69,15 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if (size := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1.")
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; it must be a whole number, at least 1.")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= (rate := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {rate}; a dropout rate is at least 0 and less than 1.")
+            rate = getattr(self, name)
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate!r}; a dropout rate is at least 0 and less than 1.")
         if self.n_embd % self.n_head != 0:
-            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            divisors = [n for n in range(1, min(self.n_embd, 10**6) + 1) if self.n_embd % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - self.n_head))[:3])
             raise ValueError(
                 f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}, which the heads share equally; "

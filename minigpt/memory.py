@@ -1,0 +1,50 @@
+"""How much memory a model takes, found before it is built."""
+
+import os
+from pathlib import Path
+
+from minigpt.model import GPTConfig
+
+FLOAT = 4  # bytes
+LAYER = 40_000  # bytes of Python objects, however narrow the layer is (44,000 measured)
+TRAINING = 4  # floats per parameter: the weight, its gradient, AdamW's two running means
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def parameter_count(config: GPTConfig) -> int:
+    """How many parameters a GPT of this shape has."""
+    C = config.n_embd
+    attention, feed_forward, norms = 4 * C * C + 4 * C, 8 * C * C + 5 * C, 4 * C
+    positions = config.block_size * C if config.positions == "learned" else 0
+    final_norm = 2 * C if config.norm == "pre" else 0
+    return config.vocab_size * C + positions + config.n_layer * (attention + feed_forward + norms) + final_norm
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of memory that this machine or container has; None where the system doesn't tell."""
+    try:
+        sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):  # not every system has these
+        return None
+    if CGROUP.is_file() and (limit := CGROUP.read_text().strip()).isdigit():
+        sizes.append(int(limit))
+    return min(sizes)
+
+
+def check_memory(config: GPTConfig, floats_per_parameter: int = 1, sequences: int = 1) -> None:
+    """Raise a ValueError if a model would take more memory than the machine has.
+
+    Counted is what it takes at the very least: the parameters; for each sequence its keys and values, or what of its
+    residual stream is kept for the gradient, and its logits; and one attention pattern.
+    """
+    T, C = config.block_size, config.n_embd
+    parameters = parameter_count(config)
+    sequence = (2 * config.n_layer + 1) * T * C + T * config.vocab_size
+    needed = FLOAT * (floats_per_parameter * parameters + sequences * sequence + T * T) + LAYER * config.n_layer
+    there = memory_of_machine()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"A model of {config.n_layer:,} layers x {C:,} with a window of {T:,} has {parameters:,} parameters; with "
+            f"{sequences:,} sequences at once it would take at least {needed / 1e9:,.1f} GB of memory, and this "
+            f"machine has {there / 1e9:,.1f} GB."
+        )

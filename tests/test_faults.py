@@ -1,0 +1,455 @@
+"""What may go wrong from outside: kills, torn and hostile files, full disks, signals, sick numbers."""
+
+import errno
+import io
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+import minigpt.files
+from conftest import assert_clear_error, run_minigpt
+from minigpt.checkpoint import load_gpt, read_checkpoint, write_checkpoint
+from minigpt.prove import compare, read_curves, walk
+
+LAST = Path("lightning_logs/tiny/version_0/checkpoints/last.ckpt")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # in which the callbacks here are found
+SHORT = ("--config", "tiny.yaml", "--trainer.max_steps", "12", "--trainer.val_check_interval", "4")
+MATRIX = {
+    "fp32": ("--trainer.precision", "32-true"),
+    "bf16-accumulate-epochs": ("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "80"),
+    "workers-pre": ("--data.num_workers", "2", "--model.norm", "pre", "--model.positions", "sinusoidal"),
+    "early-stopping": ("--model.learning_rate", "1.0", "--early_stopping.patience", "1", "--trainer.max_steps", "40"),
+    "bytes-by-hand": ("--data.tokenizer", "byte", "--model.fused", "false"),
+}
+
+
+class KeepEveryStep(Callback):
+    """Copies the run's folder as it stands after each optimizer step, to runs of their own."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        run = Path(trainer.default_root_dir)
+        copy = run.parent.with_name(f"{run.parent.name}-{trainer.global_step}") / run.name
+        if trainer.global_step and not copy.exists():
+            shutil.copytree(run, copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [pytest.param(value, id=key) for key, value in MATRIX.items()])
+def test_a_run_resumed_from_any_of_its_steps_ends_in_the_same_bits(workplace: Path, settings: tuple[str, ...]) -> None:
+    callbacks = ("--checkpoint.every_n_steps", 1, "--trainer.callbacks", "test_faults.KeepEveryStep")
+    whole = run_minigpt("fit", *SHORT, *settings, *callbacks)
+    assert whole.code == 0, whole.err
+    run = Path("lightning_logs/tiny/version_0")
+    end = read_checkpoint(run / "checkpoints/last.ckpt")["global_step"]
+    assert end == (8 if "--early_stopping.patience" in settings else 12)
+    for step in range(1, end):
+        copy = Path(f"lightning_logs/tiny-{step}/version_0")
+        last = copy / "checkpoints/last.ckpt"
+        assert read_checkpoint(last)["global_step"] == step
+        resumed = run_minigpt("fit", "--ckpt_path", last, "--trainer.callbacks", "null")
+        assert resumed.code == 0, resumed.err
+        assert ("Stopped early" in resumed.out) == ("Stopped early" in whole.out)
+        for part, count, differences in compare(run, copy):
+            assert count > 0, part
+            assert differences == [], (step, part, differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [pytest.param(value, id=key) for key, value in MATRIX.items()])
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(
+    workplace: Path, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL from outside, 25 times over the matrix; for hundreds see the README."""
+    if Path("/dev/shm").is_dir():
+        monkeypatch.setenv("TMPDIR", "/dev/shm")  # another file system: nothing may be moved from there
+    early = "--early_stopping.patience" in settings
+    flags = [flag for flag in settings if flag not in ("--trainer.max_steps", "40")]
+    kills = ("--steps", 40, "--kills", 5, "--kill_seed", 7 + len(settings))
+    result = run_minigpt("prove-resume", "--config", "tiny.yaml", *kills, *flags)
+    with capsys.disabled():
+        print(f"\n{' '.join(map(str, kills))} {' '.join(flags)}\n{result.out}")
+    assert result.code == 0, result.out + result.err
+    assert "Proved" in result.out
+    assert early or result.out.count("last.ckpt is whole") + result.out.count("nothing was saved yet") == 5
+    assert not list(Path("lightning_logs").iterdir())
+
+
+def test_prove_resume_finds_a_difference(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forge(args: list[str], run: Path) -> None:
+        shutil.copytree(Path("lightning_logs/tiny/version_0"), run)
+
+    def forge_and_change(args: list[str], last: Path, *more: object) -> bool:
+        forge(args, last.parent.parent)
+        checkpoint = read_checkpoint(last)
+        weight = checkpoint["state_dict"]["gpt.final_norm.weight"]
+        weight[3] = torch.nextafter(weight[3], torch.tensor(9.0))
+        write_checkpoint(checkpoint, last)
+        return False
+
+    assert run_minigpt("fit", *SHORT, "--model.norm", "pre").code == 0
+    monkeypatch.setattr("minigpt.prove.finish", forge)
+    monkeypatch.setattr("minigpt.prove.kill_after", forge_and_change)
+    result = run_minigpt("prove-resume", "--config", "tiny.yaml", "--steps", 12)
+    assert result.code == 1
+    assert "DIFFERENT: gpt.final_norm.weight" in result.out
+    assert "NOT proved" in result.out
+
+
+def test_comparing_sees_the_smallest_difference() -> None:
+    a: dict[str, Any] = {"x": [torch.ones(3), {"n": 1}], "y": "s"}
+    assert walk(a, a) == (3, [])
+    assert walk(a, {"x": [torch.tensor([1, 1, 1 + 2**-23]), {"n": 2}], "y": "s"})[1] == ["x[0]", "x[1].n"]
+    assert walk(a, {"x": [torch.ones(3)], "y": "s"})[1] == ["x"]
+    assert walk(a, {"x": a["x"]})[1] == ["the value"]
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--steps", 1], "--steps"),
+        (["--kills", 0], "--kills 0"),
+        (["--name", "x"], "--name can't be given"),
+        (["--config", "tiny.yaml", "--model.n_layer", "0"], "n_layer is 0"),
+    ],
+)
+def test_prove_resume_explains_what_it_cannot_do(workplace: Path, args: list[object], part: str) -> None:
+    assert_clear_error(run_minigpt("prove-resume", *args), part)
+
+
+# Files
+
+
+def killed_while(work: Callable[[], None]) -> int:
+    """Run ``work`` in a forked process that kills itself somewhere in it; its exit status."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        work()
+    finally:
+        os._exit(99)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_at_any_byte_of_a_write_the_checkpoint_is_the_old_or_the_new(
+    in_trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = read_checkpoint(LAST)
+    new = {**old, "mark": "new"}
+    whole = io.BytesIO()
+    torch.save(new, whole)
+    size = len(whole.getvalue())
+
+    def torn(n: int) -> Callable[[Any, Any], None]:
+        def save(_: Any, file: Any) -> None:
+            file.write(whole.getvalue()[:n])
+            file.flush()
+            if n < size:
+                kill()
+
+        return save
+
+    def write_with(n: int, kill_at: str) -> Callable[[], None]:
+        def work() -> None:
+            torch.save = torn(n)  # type: ignore[assignment]
+            real_replace, real_sync = Path.replace, os.fsync
+            if kill_at == "fsync":
+                os.fsync = lambda fd: kill()
+            if kill_at == "replace":
+                Path.replace = lambda *a: kill()  # type: ignore
+            if kill_at == "after replace":
+                Path.replace = lambda a, b: (real_replace(a, b), kill())  # type: ignore
+            assert real_sync is not None
+            write_checkpoint(new, LAST)
+
+        return work
+
+    moments = [(n, "") for n in np.linspace(0, size - 1, 40).astype(int)]
+    moments += [(size, "fsync"), (size, "replace"), (size, "after replace")]
+    for n, kill_at in moments:
+        assert killed_while(write_with(int(n), kill_at)) == -signal.SIGKILL
+        assert ("mark" in read_checkpoint(LAST)) == (kill_at == "after replace")
+    assert killed_while(write_with(size, "")) == 99  # not killed: the same way does write
+    # The next run on from here clears the remains away.
+    assert list(LAST.parent.glob("*.part"))
+    assert run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 26).code == 0
+    assert not list(LAST.parent.glob("*.part"))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ("fit", "--config", "tiny.yaml", "--checkpoint.every_n_steps", 1, "--trainer.val_check_interval", 24)
+    logs = Path("lightning_logs")
+    logs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", str(logs)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    with capsys.disabled():
+        print(
+            f"\n[full disk: {'a tmpfs of 220 kB' if mounted else 'a writer that fails, for want of a mount'}]", end=""
+        )
+    try:
+        if not mounted:
+            real, count = os.fsync, iter(range(10**6))
+
+            def fail(fd: int) -> None:
+                if next(count) > 5:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                real(fd)
+
+            monkeypatch.setattr(minigpt.files.os, "fsync", fail)
+        result = run_minigpt(*fit)
+        assert_clear_error(result, "last.ckpt could not be written: No space left on device")
+        step = read_checkpoint(LAST)["global_step"]
+        assert 1 <= step < 24
+        monkeypatch.undo()
+        monkeypatch.chdir(workplace)
+        shutil.copytree(logs, workplace / "moved")
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(logs)], check=True)
+    if mounted:
+        logs.rmdir()
+        (workplace / "moved").rename(logs)
+    assert run_minigpt("fit", "--ckpt_path", "last").code == 0
+    assert run_minigpt(*fit, "--name", "whole").code == 0
+    whole, resumed = (read_checkpoint(logs / name / "version_0/checkpoints/last.ckpt") for name in ("whole", "tiny"))
+    assert walk(whole["state_dict"], resumed["state_dict"])[1] == []
+
+
+def mutations(data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
+    """Damaged copies of a file: cut off, bits flipped, stretches zeroed, doubled or swapped."""
+    draw = random.Random(0)
+    for i in range(count):
+        kind = ("cut", "bit", "bits", "zeros", "doubled", "head", "tail")[i % 7]
+        place, length = draw.randrange(len(data)), draw.randrange(1, 4000)
+        changed = bytearray(data)
+        if kind == "cut":
+            changed = changed[:place]
+        elif kind in ("bit", "head", "tail"):
+            at = {"bit": place, "head": draw.randrange(2000), "tail": len(data) - 1 - draw.randrange(4000)}[kind]
+            changed[at] ^= 1 << draw.randrange(8)
+        elif kind == "bits":
+            for _ in range(20):
+                changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == "zeros":
+            changed[place : place + length] = bytes(len(changed[place : place + length]))
+        else:
+            changed[place:place] = changed[place : place + length]
+        yield f"{kind} {i}", bytes(changed)
+
+
+def test_a_damaged_checkpoint_is_refused_or_gives_an_equal_model(in_trained: Path) -> None:
+    good, _ = load_gpt(LAST)
+    damaged = Path("damaged.ckpt")
+    refused = equal = 0
+    for name, data in mutations(LAST.read_bytes(), 420):
+        damaged.write_bytes(data)
+        message = ""
+        try:
+            gpt, _ = load_gpt(damaged)
+        except ValueError as error:
+            message = str(error)
+        if message:
+            assert "damaged.ckpt" in message, name
+            # The best checkpoint is the same file as the last here: either is whole.
+            assert "The newest whole checkpoint is lightning_logs/tiny/version_0/checkpoints/" in message, name
+            refused += 1
+        else:
+            assert walk(gpt.state_dict(), good.state_dict())[1] == [], name
+            equal += 1
+    assert refused > 300, (refused, equal)
+    # The commands say the same.
+    damaged.write_bytes(LAST.read_bytes()[:-3000])
+    for command in ("generate", "validate", "fit", "chat"):
+        assert_clear_error(run_minigpt(command, "--ckpt_path", damaged), "damaged.ckpt", "newest whole checkpoint is")
+
+
+class Touch:
+    """Pickles into a call that leaves a file behind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return {
+            "call": (Path.touch, (Path("touched"),)),
+            "system": (os.system, ("touch touched",)),
+            "eval": (eval, ("open('touched', 'w')",)),
+            "popen": (subprocess.Popen, (["touch", "touched"],)),
+            "setstate": (Touch, ("call",), {"x": 1}),
+        }[self.kind]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_no_checkpoint_ever_runs_code(in_trained: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    if force:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    good = read_checkpoint(LAST)
+    hostile: list[Path] = []
+    for kind in ("call", "system", "eval", "popen", "setstate"):
+        for place in ("hyper_parameters", "state_dict", "callbacks"):
+            path = Path(f"{kind}-{place}.ckpt")
+            torch.save({**good, place: {"vocabulary": "ab", "evil": Touch(kind)}}, path)
+            hostile.append(path)
+        # PyTorch's old format, which is a bare pickle; and a bare pickle.
+        torch.save({"hyper_parameters": Touch(kind)}, f"{kind}-old.ckpt", _use_new_zipfile_serialization=False)
+        Path(f"{kind}-bare.ckpt").write_bytes(pickle.dumps(Touch(kind)))
+        # A good checkpoint whose pickle was exchanged.
+        with zipfile.ZipFile(LAST) as source, zipfile.ZipFile(f"{kind}-swapped.ckpt", "w") as target:
+            for member in source.namelist():
+                evil = pickle.dumps(Touch(kind), protocol=2)
+                target.writestr(member, evil if member.endswith("data.pkl") else source.read(member))
+        hostile += [Path(f"{kind}-{way}.ckpt") for way in ("old", "bare", "swapped")]
+    for path in hostile:
+        with pytest.raises(ValueError, match=str(path)):
+            load_gpt(path)
+        assert not Path("touched").exists(), path
+    for command in ("generate", "validate", "test", "fit", "chat", "predict"):
+        for path in hostile[:: 7 if command in ("generate", "fit") else 13]:
+            assert_clear_error(run_minigpt(command, "--ckpt_path", path), str(path))
+            assert not Path("touched").exists(), path
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"n_layer": 10**9}, "GB of memory"),
+        ({"block_size": 10**7, "positions": "sinusoidal"}, "GB of memory"),
+        ({"n_embd": "wide"}, "n_embd is 'wide'"),
+        ({"n_layer": 2.5}, "n_layer is 2.5"),
+        ({"n_head": -1}, "n_head is -1"),
+        ({"attn_pdrop": "x"}, "attn_pdrop is 'x'"),
+        ({"norm": ["pre"]}, "norm is"),
+        ({"tokenizer": "words"}, "words"),
+        ({"tokenizer": ["char"]}, "describe no model"),
+        ({"vocabulary": "aa"}, "names a character twice"),
+        ({"vocabulary": 7}, "no vocabulary"),
+        ({"n_layer": 3}, "don't fit its hyperparameters"),
+    ],
+)
+def test_hyperparameters_are_checked_before_anything_is_built(
+    in_trained: Path, change: dict[str, object], part: str
+) -> None:
+    checkpoint = read_checkpoint(LAST)
+    checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **change}
+    write_checkpoint(checkpoint, Path("odd.ckpt"))
+    assert_clear_error(run_minigpt("generate", "--ckpt_path", "odd.ckpt"), part)
+
+
+def test_a_model_too_large_for_the_machine_is_refused_with_the_estimate(workplace: Path) -> None:
+    for flag, value in {"model.n_layer": 10**6, "model.n_embd": 10**6, "data.batch_size": 10**9}.items():
+        result = run_minigpt("fit", "--config", "tiny.yaml", f"--{flag}", value)
+        assert_clear_error(result, "parameters", "GB of memory", "this machine has")
+
+
+# Signals
+
+
+class SignalTwice(Callback):
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_ends_at_once_and_corrupts_nothing(workplace: Path) -> None:
+    callback = ["--trainer.callbacks", "test_faults.SignalTwice", "--checkpoint.every_n_steps", "1"]
+    command = [sys.executable, "-m", "minigpt", "fit", *SHORT, *callback]
+    result = subprocess.run(command, capture_output=True, timeout=120, check=False, env=ENVIRONMENT)
+    assert result.returncode == -signal.SIGTERM
+    assert read_checkpoint(LAST)["global_step"] == 6
+    assert run_minigpt("fit", "--ckpt_path", LAST, "--trainer.callbacks", "null").code == 0
+    assert run_minigpt("fit", *SHORT, "--name", "whole").code == 0
+    run = Path("lightning_logs")
+    assert all(not found for _, _, found in compare(run / "whole/version_0", run / "tiny/version_0"))
+
+
+def test_a_run_that_is_being_trained_can_not_be_resumed_beside(in_trained: Path) -> None:
+    callback = ("--trainer.callbacks", "test_faults.ResumeBeside")
+    result = run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 30, *callback)
+    assert result.code == 0, result.err
+    assert ResumeBeside.answers == [2]
+    assert "Another process is training the run lightning_logs/tiny/version_0" in ResumeBeside.message
+
+
+class ResumeBeside(Callback):
+    """Tries, in a run, to resume the same run."""
+
+    answers: ClassVar[list[int]] = []
+    message = ""
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        command = [sys.executable, "-m", "minigpt", "fit", "--ckpt_path", str(LAST), "--trainer.max_steps", "40"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT)
+        ResumeBeside.answers.append(result.returncode)
+        ResumeBeside.message = " ".join(result.stderr.split())
+
+
+# Sick numbers
+
+
+class Poison(Callback):
+    """Makes the loss of one step infinite or not a number."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step = step
+        self.value = value
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        def poison(nats_BT: Tensor) -> Tensor:
+            row = torch.zeros_like(nats_BT)
+            row[5] = self.value
+            return nats_BT + row * nats_BT.clamp(min=1)
+
+        if trainer.global_step == self.step:
+            clean = type(module).character_nats
+            module.character_nats = lambda batch: poison(clean(module, batch))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_ends_the_run_with_its_place(workplace: Path, value: str) -> None:
+    poison = ("--trainer.callbacks", "test_faults.Poison", "--trainer.callbacks.step", 9)
+    saves = ("--checkpoint.every_n_steps", 1, "--trainer.val_check_interval", 4)
+    result = run_minigpt("fit", "--config", "tiny.yaml", *saves, *poison, "--trainer.callbacks.value", f".{value}")
+    assert_clear_error(result, "gradient of step 10 is", "number 9, has 1 windows with a loss that is not finite")
+    place = int(result.err.replace("\n", " ").split("begin at character ")[1].split(" ")[0].replace(",", ""))
+    assert 0 <= place < 4800
+    assert "The last good checkpoint is lightning_logs/tiny/version_0/checkpoints/step000008" in " ".join(
+        result.err.split()
+    )
+    assert read_checkpoint(LAST)["global_step"] == 9  # nothing of step 10 was saved
+    norms = dict(read_curves(LAST.parent.parent)["train/grad_norm"])
+    assert not np.isfinite(norms[9])
+    assert all(np.isfinite(norm) for step, norm in norms.items() if step < 9)
+
+
+def test_a_learning_rate_out_of_all_bounds_is_told_in_one_paragraph(workplace: Path) -> None:
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 1e30)
+    assert_clear_error(result, "Training went astray", "smaller --model.learning_rate", "No good checkpoint")
+
+
+def test_a_gradient_spike_between_two_lines_shows_in_the_curves(workplace: Path) -> None:
+    poison = ("--trainer.callbacks", "test_faults.Poison", "--trainer.callbacks.step", 7)
+    flags = ("--trainer.callbacks.value", 1e6, "--trainer.log_every_n_steps", 4)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *poison, *flags, "--trainer.max_steps", 16).code == 0
+    norms = dict(read_curves(LAST.parent.parent)["train/grad_norm_max"])
+    assert list(norms) == [3, 7, 11, 15]
+    assert norms[7] > 100 * norms[3]
