@@ -129,8 +129,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
     except OSError as error:
         raise ValueError(
-            f"The checkpoint {path} could not be written: {error.strerror or error}. Earlier checkpoints are untouched: "
-            "make room, and go on from the last one."
+            f"The checkpoint {path} could not be written: {error.strerror or error}. "
+            "Earlier checkpoints are untouched: make room, and go on from the last one."
         ) from error
 
 

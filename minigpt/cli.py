@@ -294,6 +294,7 @@ def train(command: str, args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # of no use to those that score
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     try:
         with ExitStack() as until_done:

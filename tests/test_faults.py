@@ -444,6 +444,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_place(workplace: Path, v
 def test_a_learning_rate_out_of_all_bounds_is_told_in_one_paragraph(workplace: Path) -> None:
     result = run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 1e30)
     assert_clear_error(result, "Training went astray", "smaller --model.learning_rate", "No good checkpoint")
+    assert not list(LAST.parent.glob("*.ckpt"))
 
 
 def test_a_gradient_spike_between_two_lines_shows_in_the_curves(workplace: Path) -> None:
