@@ -20,7 +20,14 @@ OTHERS = {
     "corpus": "look at a text before training on it",
 }
 
-OUT_OF_MEMORY = "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
+KNOWN = {
+    "allocate|out of memory|Storage size": (
+        "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
+    ),
+    "Connection (reset|closed) by peer": (
+        "Another process of this run has ended; its own message says why. Go on with fit --ckpt_path last."
+    ),
+}
 
 
 def main() -> None:
@@ -48,10 +55,12 @@ def main() -> None:
         print(explain(error), file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch's own errors of this kind are told from others by their words only.
-        if os.environ.get("MINIGPT_TRACEBACK") or not re.search("allocate|out of memory|Storage size", str(error)):
+        # PyTorch's own errors of these kinds are told from others by their words only.
+        text = str(error)
+        known = [advice for words, advice in KNOWN.items() if re.search(words, text)]
+        if os.environ.get("MINIGPT_TRACEBACK") or not known:
             raise
-        print(explain(MemoryError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})")), file=sys.stderr)
+        print(explain(RuntimeError(f"{known[0]} ({text.splitlines()[0]})")), file=sys.stderr)
         sys.exit(2)
 
 

@@ -184,11 +184,10 @@ class FiniteCheck(Callback):
             places = data.window_places(batch)
             sick = (~pl_module.batch_nats_BT.isfinite().all(dim=1)).nonzero().flatten().tolist()
             windows = [places[row] for row in sick] or places
-            what += (
-                f" Its batch, number {batch}, has {len(sick)} windows with a loss that is not finite; windows begin at "
-                f"character {', '.join(f'{place:,}' for place in windows[:5])}{', ...' * (len(windows) > 5)} of "
-                f"{data.texts['train'].name}."
-            )
+            begin = f"{', '.join(f'{place:,}' for place in windows[:5])}{', ...' * (len(windows) > 5)}"
+            found = f"{len(sick)} windows with a loss that is not finite" if sick else "losses that are finite here"
+            what += f" Its batch, number {batch}, has {found}; windows begin at character {begin} of "
+            what += f"{data.texts['train'].name}."
         self._end(what, self._step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,7 +246,9 @@ class GracefulStop(Checkpoint):
 
     def _stop(self, trainer: Trainer) -> None:
         self.checkpoint.save_last(trainer)
-        raise Stopped(self.received, trainer.global_step, self.checkpoint.last_path)
+        # Lightning kills the process that it was called in when one that it started ends with another status than 0.
+        code = 0 if trainer.local_rank else 128 + self.received
+        raise Stopped(code, trainer.global_step, self.checkpoint.last_path)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -258,7 +259,7 @@ class GracefulStop(Checkpoint):
 class Stopped(SystemExit):
     """A run that was asked to stop and has saved its state."""
 
-    def __init__(self, number: int, step: int, path: Path) -> None:
-        super().__init__(128 + number)
+    def __init__(self, code: int, step: int, path: Path) -> None:
+        super().__init__(code)
         self.step = step
         self.path = path

@@ -160,6 +160,9 @@ class MiniGPTCLI(LightningCLI):
                     "or start a new run without --ckpt_path."
                 )
         self.checkpoint_path, self.checkpoint = path, checkpoint
+        # Lightning starts further processes with the same arguments. They must not look for "last" or "best" again,
+        # which another run may have become by then; of two flags the later one counts.
+        sys.argv += ["--ckpt_path", str(path)]
 
     # Building
 
@@ -234,8 +237,10 @@ class MiniGPTCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         config = self.model.gpt.config
-        if self.subcommand == "fit" and self.trainer.strategy.root_device.type == "cpu":
-            check_memory(config, TRAINING, self.datamodule.batch_size // self.trainer.world_size)
+        if self.subcommand == "fit":
+            self.datamodule.check_share(self.trainer.world_size)
+            if self.trainer.strategy.root_device.type == "cpu":
+                check_memory(config, TRAINING, self.datamodule.batch_size // self.trainer.world_size)
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)
         if config.vocab_size == 1:

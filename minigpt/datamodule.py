@@ -294,15 +294,20 @@ class CharDataModule(LightningDataModule):
             return
         if not self.texts:
             self._open(self.vocabulary)
-        if stage == "fit" and self.batch_size % self.world_size:
-            raise ValueError(
-                f"batch_size = {self.batch_size} can't be shared equally by {self.world_size} devices. "
-                f"{-(-self.batch_size // self.world_size) * self.world_size} can."
-            )
+        if stage == "fit":
+            self.check_share(self.world_size)
         if stage == "test" and not self.splits()["test"]:
             raise ValueError(
                 "There is no test split: this model was trained with test_fraction = 0. "
                 "Use validate, or test on another text with --data.corpus and --data.test_fraction."
+            )
+
+    def check_share(self, devices: int) -> None:
+        """Raise a ValueError unless so many devices can share a training batch equally."""
+        if self.batch_size % devices:
+            raise ValueError(
+                f"batch_size = {self.batch_size} can't be shared equally by {devices} devices. "
+                f"{-(-self.batch_size // devices) * devices} can."
             )
 
     @property

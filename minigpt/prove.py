@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import random
 import shutil
@@ -60,12 +61,12 @@ def prove_resume(args: list[str]) -> None:
         shutil.rmtree(killed.parent, ignore_errors=True)
         return [*fit, "--name", names[1]]
 
-    for number, target in enumerate(sorted(draw.sample(range(1, own.steps), own.kills)), start=1):
-        if draw.random() < 0.2:  # at any moment, the start of the program included
-            saves, seconds = 0, draw.uniform(0, 8)
-        else:  # near a step; a kill comes a little late, so that it may be past the target already
-            saves, seconds = max(1, target - done), draw.uniform(0, 0.05)
-        if not kill_after(go_on(), last, saves, seconds):
+    # In the first two thirds, for a kill comes a little late, and must find the run alive.
+    targets = sorted(draw.sample(range(1, max(own.kills + 1, own.steps * 2 // 3)), own.kills))
+    for number, target in enumerate(targets, start=1):
+        # One in five comes while the program starts; the others near a step, in a save or between two.
+        start_up = draw.uniform(0, 8) if draw.random() < 0.2 else math.inf
+        if done == own.steps or not kill_after(go_on(), last, max(1, target - done), draw.uniform(0, 0.05), start_up):
             print(f"  kill {number}: the run was complete before it", flush=True)
             break
         done = read_checkpoint(last)["global_step"] if last.exists() else 0
@@ -102,19 +103,27 @@ def finish(args: list[str], run: Path) -> None:
         raise ValueError(f"fit failed: {errors.decode(errors='replace').strip()[-1000:]}")
 
 
-def kill_after(args: list[str], last: Path, saves: int, wait: float) -> bool:
-    """Kill a run ``wait`` seconds after it has saved so many checkpoints; False if it ended before.
+def kill_after(args: list[str], last: Path, saves: int, wait: float, start_up: float) -> bool:
+    """Kill a run; False if it ended before.
+
+    Args:
+        args: of ``fit``.
+        last: the checkpoint that it replaces as it trains.
+        saves: kill it when it has done so this many times,
+        wait: and this many seconds later;
+        start_up: or this many seconds after its start, if it has saved nothing by then.
 
     Raises:
         ValueError: it ended in an error of its own.
     """
-    seen, before = 0, modified(last)
+    seen, before, began = 0, modified(last), time.monotonic()
     with start(args) as process:
         while process.poll() is None:
             if (now := modified(last)) != before:
                 seen, before = seen + 1, now
-            if seen >= saves:
-                time.sleep(wait)
+            starting = seen == 0 and time.monotonic() - began > start_up
+            if starting or seen >= saves:
+                time.sleep(0 if starting else wait)
                 process.kill()
                 process.wait()
                 return process.returncode < 0
