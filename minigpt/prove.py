@@ -68,13 +68,14 @@ def prove_resume(args: list[str]) -> None:
         start_up = draw.uniform(0, 8) if draw.random() < 0.2 else math.inf
         if done == own.steps or not kill_after(go_on(), last, max(1, target - done), draw.uniform(0, 0.05), start_up):
             print(f"  kill {number}: the run was complete before it", flush=True)
+            done = own.steps
             break
         done = read_checkpoint(last)["global_step"] if last.exists() else 0
         print(
             f"  kill {number}: {f'last.ckpt is whole and holds step {done}' if done else 'nothing saved yet'}",
             flush=True,
         )
-    if not last.exists() or read_checkpoint(last)["global_step"] < own.steps:
+    if done < own.steps:
         finish(go_on(), killed)
 
     rows = compare(whole, killed)

@@ -77,9 +77,10 @@ def test_runs_killed_at_random_moments_end_in_the_same_bits(
     if Path("/dev/shm").is_dir():
         monkeypatch.setenv("TMPDIR", "/dev/shm")  # another file system: nothing may be moved from there
     kills = 0
-    for seed, settings in enumerate(MATRIX.values()):
-        flags = [flag for flag in settings if flag not in ("--trainer.max_steps", "40")]
-        flags += ["--steps", "100", "--kills", "7", "--kill_seed", str(seed)]
+    for seed, (name, settings) in enumerate(MATRIX.items()):
+        if name == "early-stopping":  # which ends by itself before most of the kills
+            continue
+        flags = [*settings, "--steps", "100", "--kills", "7", "--kill_seed", str(seed)]
         result = run_minigpt("prove-resume", "--config", "tiny.yaml", *flags)
         with capsys.disabled():
             print(f"\n{' '.join(flags)}\n{result.out}")

@@ -53,14 +53,21 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "number"),
     [
-        pytest.param(("--trainer.precision", "32-true"), id="fp32"),
-        pytest.param(("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 80), id="bf16-accumulate-epochs"),
-        pytest.param(("--data.num_workers", 2, "--trainer.val_check_interval", 3), id="workers"),
+        pytest.param(("--trainer.precision", "32-true"), signal.SIGTERM, id="fp32"),
+        pytest.param(("--trainer.precision", "32-true"), signal.SIGINT, id="fp32-ctrl-c"),
+        pytest.param(
+            ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 80),
+            signal.SIGTERM,
+            id="bf16-accumulate-epochs",
+        ),
+        pytest.param(("--data.num_workers", 2, "--trainer.val_check_interval", 3), signal.SIGTERM, id="workers"),
     ],
 )
-def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(workplace: Path, settings: tuple[object, ...]) -> None:
+def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(
+    workplace: Path, settings: tuple[object, ...], number: signal.Signals
+) -> None:
     assert run_minigpt("fit", *CONFIG, *settings, "--name", "whole").code == 0
     whole = last("whole")
     assert whole["global_step"] == 12
@@ -68,12 +75,13 @@ def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(workplace: Path, setti
     for batch in range(1, 12 * accumulated + 1, 1 if settings[0] == "--trainer.precision" else 3):
         name = f"stopped{batch}"
         callback = ("--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", batch)
-        stopped = run_minigpt("fit", *CONFIG, *settings, *callback, "--name", name)
+        stop = (*callback, "--trainer.callbacks.number", int(number))
+        stopped = run_minigpt("fit", *CONFIG, *settings, *stop, "--name", name)
         if last(name)["global_step"] == 12:  # asked to stop when all was done
             assert stopped.code == 0, stopped.err
             assert_same(last(name)["state_dict"], whole["state_dict"])
             continue
-        assert stopped.code == 128 + signal.SIGTERM, stopped.err
+        assert stopped.code == 128 + number, stopped.err
         assert f"fit --ckpt_path lightning_logs/{name}/version_0/checkpoints/last.ckpt" in stopped.out
         assert last(name)["global_step"] == -(-batch // accumulated)
         resumed = run_minigpt(
