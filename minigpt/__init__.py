@@ -31,6 +31,8 @@ def load(ckpt_path: str | Path, device: str = "cpu") -> Writer:
     gpt, tokenizer = load_gpt(find_checkpoint(str(ckpt_path)))
     try:
         gpt.to(device)
-    except (RuntimeError, AssertionError) as error:  # the kinds that PyTorch raises for a device that isn't there
+        gpt.token_embedding.weight[0, 0].item()  # "meta" is a device that holds nothing
+    # the kinds that PyTorch raises for a device that isn't there
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise ValueError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
     return Writer(quicken(gpt), tokenizer)

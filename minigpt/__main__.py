@@ -4,8 +4,9 @@ import argparse
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable
+
+from minigpt.errors import building_from, explain
 
 TRAINING = {
     "fit": "train a model on a text, or go on with a run",
@@ -21,7 +22,7 @@ OTHERS = {
 }
 
 KNOWN = {
-    "allocate|out of memory|Storage size": (
+    "^$|allocate|out of memory|Storage size": (
         "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
     ),
     "Connection (reset|closed) by peer": (
@@ -60,7 +61,8 @@ def main() -> None:
         known = [advice for words, advice in KNOWN.items() if re.search(words, text)]
         if os.environ.get("MINIGPT_TRACEBACK") or not known:
             raise
-        print(explain(RuntimeError(f"{known[0]} ({text.splitlines()[0]})")), file=sys.stderr)
+        said = f" ({text.splitlines()[0]})" if text else ""
+        print(explain(RuntimeError(known[0] + said)), file=sys.stderr)
         sys.exit(2)
 
 
@@ -86,7 +88,7 @@ def call(function: Callable[..., None], args: list[str], prog: str) -> None:
     from jsonargparse import ArgumentParser
 
     doc = parse(function.__doc__ or "")
-    parser = ArgumentParser(prog=prog, description=doc.short_description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=doc.short_description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a file with these settings")
     # A switch that is given or not, and a flag that may be given several times, are plain argparse's.
     plain = {"bool": "store_true", "list[str]": "append"}
@@ -95,17 +97,10 @@ def call(function: Callable[..., None], args: list[str], prog: str) -> None:
     for name, action in actions.items():
         text = next(p.description for p in doc.params if p.arg_name == name)
         parser.add_argument(f"--{name}", action=action, default=[] if action == "append" else False, help=text)
-    settings = parser.instantiate(parser.parse_args(args))
+    with building_from("One of the settings"):
+        settings = parser.instantiate(parser.parse_args(args))
     settings.pop("config")
     function(**settings)
-
-
-def explain(error: Exception) -> str:
-    """The message of a user's mistake, as one paragraph."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, argparse.ArgumentError):
-        text += " (See --help for what can be given.)"
-    return "\n".join(textwrap.wrap(f"minigpt: {text}", width=100, break_long_words=False, break_on_hyphens=False))
 
 
 if __name__ == "__main__":

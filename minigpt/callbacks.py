@@ -65,6 +65,8 @@ class TextSampler(Callback):
             raise ValueError(f"sampler.max_new_tokens is {max_new_tokens}; it must be at least 0.")
         if every_n_steps < 0:
             raise ValueError(f"sampler.every_n_steps is {every_n_steps}; it must be at least 0 (for no samples).")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"sampler.seed is {seed}; it must be at least 0 and less than 2^63.")
         self.every_n_steps = every_n_steps
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens

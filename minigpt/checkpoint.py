@@ -4,6 +4,7 @@ A checkpoint is complete: weights, hyperparameters and vocabulary, all of them p
 """
 
 import dataclasses
+import os
 import pickle
 import zipfile
 import zlib
@@ -34,7 +35,7 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
     if "://" in ckpt_path:
         raise ValueError(f"{ckpt_path} is a URL; checkpoints are read from local files only. Download it first.")
     if ckpt_path not in NAMES:
-        path = Path(ckpt_path).expanduser()
+        path = Path(os.path.expanduser(ckpt_path))  # noqa: PTH111 - Path's own raises where there is no such user
         if path.is_dir():
             raise ValueError(f"{path} is a folder. Name a checkpoint file, such as {path / 'last.ckpt'}.")
         if not path.is_file():

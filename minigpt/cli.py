@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
@@ -25,9 +26,21 @@ from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
 from minigpt.checkpointing import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.datamodule import CharDataModule
 from minigpt.entropy import ladder, show
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.errors import building_from
+from minigpt.lightning_module import SCORES, GPTLightningModule
 from minigpt.memory import TRAINING, check_memory
 from minigpt.tokenizer import TOKENIZERS
+
+# What a checkpoint of a run holds, beside its hyperparameters.
+PARTS: dict[str, type] = {
+    "state_dict": dict,
+    "datamodule_hyper_parameters": dict,
+    "global_step": int,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "pytorch-lightning_version": str,
+}
 
 
 class RunConfig(SaveConfigCallback):
@@ -49,6 +62,8 @@ class MiniGPTCLI(LightningCLI):
         self.checkpoint_path: Path | None = None
         self.run_folder: Path | None = None  # of the run to resume
         self.checkpoint: dict[str, Any] = {}
+        # Let a wrong flag be an exception, told in one paragraph, instead of a page of usage; no half-written flags.
+        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             GPTLightningModule,
             CharDataModule,
@@ -66,8 +81,7 @@ class MiniGPTCLI(LightningCLI):
             seed_everything_default=1337,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            # Let a wrong flag be an exception, told in one paragraph, instead of a page of usage.
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_kwargs=strict | dict.fromkeys(self.subcommands(), strict),
             args=args,
         )
 
@@ -104,15 +118,21 @@ class MiniGPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        with building_from("One of the settings"):
+            self.config = parser.parse_args(args)
         command = self.config.subcommand
         settings = self.config[command]
+        for path in settings.config or []:
+            with building_from(f"The config {path.relative}"):
+                check_groups(str(path.relative), yaml.safe_load(path.read_text()) or {})
         if not settings.name and settings.config:
             settings.name = Path(getattr(settings.config[-1], "relative", "minigpt")).stem
-        if settings.name and Path(settings.name).name != settings.name:
+        if settings.name and (settings.name == ".." or Path(settings.name).name != settings.name):
             raise ValueError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
         if settings.ckpt_path:
-            self._parse_beside_checkpoint(args, find_checkpoint(settings.ckpt_path, settings.name))
+            path = find_checkpoint(settings.ckpt_path, settings.name)
+            with building_from(f"The checkpoint {path}"):
+                self._parse_beside_checkpoint(args, path)
         elif command != "fit":
             raise ValueError(f"{command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
         elif not settings.config and not any(arg.startswith("--model") for arg in args):
@@ -128,10 +148,11 @@ class MiniGPTCLI(LightningCLI):
         """Parse again with the checkpoint's settings as defaults, and refuse what contradicts them."""
         command, *flags = args
         checkpoint = read_checkpoint(path)
+        for part, kind in PARTS.items():
+            if not isinstance(checkpoint.get(part), kind):
+                raise ValueError(f"{path} is not a checkpoint of a run: it was not made by minigpt fit. (No {part}.)")
         model = dict(checkpoint["hyper_parameters"])
-        data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-        if not data:
-            raise ValueError(f"{path} doesn't say what text it was trained on: it was not made by minigpt fit.")
+        data = dict(checkpoint["datamodule_hyper_parameters"])
         data["vocabulary"] = model.pop("vocabulary")
         self.run_folder = path.parent.parent if path.parent.name == "checkpoints" else None
         if command == "fit" and self.run_folder and (self.run_folder / "config.yaml").is_file():
@@ -175,6 +196,15 @@ class MiniGPTCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             return
+        for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "gradient_clip_val"):
+            value = trainer[key]
+            if isinstance(value, int | float) and not (value > 0 or (value == 0 and key == "gradient_clip_val")):
+                raise ValueError(f"trainer.{key} is {value}; it must be more than 0.")
+        if not isinstance(patience := self.config[self.subcommand].early_stopping.patience, int):
+            raise ValueError(f"early_stopping.patience is {patience}; it must be a number of validations.")
+        monitor = self.config[self.subcommand].early_stopping.monitor
+        if monitor not in (scores := [f"val/{name}" for name in SCORES]):
+            raise ValueError(f"early_stopping.monitor is {monitor!r}; what is scored is {', '.join(scores)}.")
         interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % accumulated:
             raise ValueError(
@@ -196,6 +226,13 @@ class MiniGPTCLI(LightningCLI):
                     f"The run of {self.checkpoint_path} is complete: it has done {done} of {limit} = {end}. "
                     f"To train it further, give a larger --trainer.{limit}."
                 )
+
+    def instantiate_classes(self) -> None:
+        with building_from("One of the settings"):
+            super().instantiate_classes()
+        if self.checkpoint:
+            with building_from(f"The checkpoint {self.checkpoint_path}"):
+                self.model.load_state_dict(self.checkpoint["state_dict"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -313,6 +350,14 @@ def train(command: str, args: list[str]) -> None:
             f"  see its curves:  {tensorboard_command(stop.path)}"
         )
         raise
+
+
+def check_groups(file: str, settings: dict[str, Any]) -> None:
+    """Refuse a config with a word where a group of settings belongs, which the parser would pass over in silence."""
+    groups = {"data", "model", "trainer", "sampler", "checkpoint", "early_stopping"}
+    for name in groups & set(settings):
+        if not isinstance(settings[name], dict):
+            raise ValueError(f"{file}: {name} is {settings[name]!r}; it must be a group of settings, {name}: {{...}}.")
 
 
 def choose_precision(accelerator: str) -> tuple[str, str]:

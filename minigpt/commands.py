@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from minigpt.corpus import CorpusReader, split_places
+from minigpt.corpus import CorpusReader, check_fractions, split_places
 from minigpt.entropy import ladder, show
 from minigpt.tokenizer import TOKENIZERS
 
@@ -60,8 +60,8 @@ def generate(
         json: print the texts as JSON, with the log-probability of every character, why each ended, seeds and speed.
         device: where to compute, as PyTorch names it: cpu, cuda, mps.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
+    if not 1 <= num_samples <= 10_000:
+        raise ValueError(f"num_samples is {num_samples}; it must be at least 1 and at most 10,000.")
     if prompt_file is not None:
         if prompt:
             raise ValueError("Both prompt and prompt_file were given; give one.")
@@ -97,6 +97,8 @@ def chat(ckpt_path: str, device: str = "cpu") -> None:
         ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
         device: where to compute, as PyTorch names it: cpu, cuda, mps.
     """
+    if sys.stdin is None:
+        raise ValueError("chat reads what you type from the standard input, which is closed.")
     from minigpt import load
     from minigpt.chat import Chat
 
@@ -106,6 +108,8 @@ def chat(ckpt_path: str, device: str = "cpu") -> None:
 def read_prompt(prompt_file: str) -> str:
     """The text of a UTF-8 file, or of the standard input for "-", with newlines as line ends."""
     try:
+        if prompt_file == "-" and sys.stdin is None:
+            raise ValueError("The prompt can't be read from the standard input: it is closed.")
         raw = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
     except OSError as error:
         raise ValueError(f"The prompt can't be read from {prompt_file}: {error.strerror}.") from error
@@ -173,6 +177,14 @@ class Data:
     mirror: str | None = None
     max_unpacked_gb: float = 100.0
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None and "None" not in str(field.type):
+                raise ValueError(f"data.{field.name} is null; it needs a value.")
+        check_fractions(self.val_fraction, self.test_fraction)
+        if self.block_size < 1:
+            raise ValueError(f"data.block_size is {self.block_size}; it must be at least 1.")
+
 
 def corpus(data: Data) -> None:
     """Look at a text before training on it: its size, vocabulary, splits, a few windows, and how predictable it is.
@@ -182,6 +194,8 @@ def corpus(data: Data) -> None:
     """
     reader = CorpusReader(Path(data.data_dir), data.tokenizer, data.encoding, data.mirror, data.max_unpacked_gb)
     text = reader.open(data.corpus)
+    if len(text) <= data.block_size:
+        raise ValueError(f"{text.name} has {len(text)} characters, no more than data.block_size = {data.block_size}.")
     tokenizer, ids = TOKENIZERS[data.tokenizer](text.vocabulary), text.ids()
     counts = text.counts(range(len(text)))
     bytes_of, characters_of = np.array(tokenizer.byte_counts()), np.array(tokenizer.character_counts())

@@ -68,6 +68,17 @@ class Corpus:
         return counts
 
 
+def check_fractions(val_fraction: float | None, test_fraction: float | None) -> None:
+    """Raise a ValueError unless there is something to train and to validate on. None: that split is another text."""
+    val = 1e-9 if val_fraction is None else val_fraction
+    test = test_fraction or 0.0
+    if not 0 < val < 1 or not 0 <= test < 1 > val + test:
+        raise ValueError(
+            f"val_fraction = {val_fraction} and test_fraction = {test_fraction} leave no sound split: validation "
+            "must be more than 0, test at least 0, and together they must leave something to train on."
+        )
+
+
 def split_places(length: int, val_fraction: float, test_fraction: float) -> dict[str, range]:
     """The places of a text that are its training, validation and test split: side by side, covering all of it."""
     val_start = int(length * round(1 - val_fraction - test_fraction, 9))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from minigpt.corpus import Corpus, CorpusReader, split_places
+from minigpt.corpus import Corpus, CorpusReader, check_fractions, split_places
 from minigpt.tokenizer import TOKENIZERS, UNKNOWN
 
 IGNORED = -100  # the target of a position that is not scored; the default of cross-entropy's ignore_index
@@ -220,17 +220,13 @@ class CharDataModule(LightningDataModule):
         for name, size in (("block_size", block_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"data.{name} is {size}; it must be at least 1.")
-        if scoring_batch_size < 1 or num_workers < 0 or seed < 0:
-            raise ValueError("data.scoring_batch_size must be at least 1, data.num_workers and the seed at least 0.")
+        if scoring_batch_size < 1 or seed < 0:
+            raise ValueError("data.scoring_batch_size must be at least 1, the seed at least 0.")
+        if not 0 <= num_workers <= 256:
+            raise ValueError(f"data.num_workers is {num_workers}; it must be at least 0 and at most 256.")
         if min_count < 1 or (min_count > 1 and tokenizer == "byte"):
             raise ValueError(f"data.min_count is {min_count}; it must be at least 1, and just that with bytes.")
-        if (
-            not 0 < val_fraction < 1 and val_corpus is None
-        ) or not 0 <= test_fraction < 1 > val_fraction + test_fraction:
-            raise ValueError(
-                f"val_fraction = {val_fraction} and test_fraction = {test_fraction} leave no sound split: validation "
-                "must be more than 0, test at least 0, and together they must leave something to train on."
-            )
+        check_fractions(None if val_corpus else val_fraction, None if test_corpus else test_fraction)
         self.corpus = corpus
         self.block_size = block_size
         self.batch_size = batch_size

@@ -51,8 +51,10 @@ class Sampling:
         for name in ("top_p", "min_p"):
             if (p := getattr(self, name)) is not None and not 0 < p <= 1:
                 raise ValueError(f"{name} is {p}; it must be greater than 0 and at most 1.")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be greater than 0 (1 is none).")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be from 0.01 to 100, where 1 is none."
+            )
 
     def probabilities(self, logits_BV: Tensor, windows: Sequence[Sequence[int]]) -> Tensor:
         """What the next token is drawn from.

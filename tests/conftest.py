@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from minigpt.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 TINY_SHAKESPEARE = ROOT.parent / "shared" / "tinyshakespeare.txt"
+
+# TensorBoard reads the event files of one second and one process in the alphabetical order of their numbers. Only here
+# does one process begin so many files that 10 could come after 9 within a second.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 # A model so small that a whole `fit` takes a moment, with dropout on.
 TINY = """\
