@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from minigpt.memory import check_memory
 from minigpt.model import GPT, GPTConfig
-from minigpt.optim import decay_groups, warmup_cosine
+from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
 from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
 
@@ -73,9 +73,14 @@ class GPTLightningModule(LightningModule):
     Args:
         vocabulary: the characters that the ids number; taken from the data.
         tokenizer: "char" or "byte": what an id stands for; taken from the data.
+        optimizer: "adamw" as GPT-1, or "muon": Muon for the matrices inside the blocks and AdamW for the rest,
+            which needs far fewer steps.
         learning_rate: the peak learning rate of AdamW.
-        warmup_steps: optimizer steps in which the learning rate rises to its peak; then it falls to 0 along a
-            cosine until the end of training.
+        muon_learning_rate: the peak learning rate of Muon.
+        schedule: how learning rates fall to 0 until the end of training: "cosine" as GPT-1, "linear", or "constant",
+            which falls in a straight line in the last ``decay_fraction`` of all steps only.
+        warmup_steps: optimizer steps in which learning rates rise to their peak.
+        decay_fraction: see ``schedule``.
         weight_decay: decoupled decay of matrices and embeddings.
         beta1: decay of AdamW's running mean of the gradient.
         beta2: decay of AdamW's running mean of the squared gradient.
@@ -91,8 +96,12 @@ class GPTLightningModule(LightningModule):
         self,
         vocabulary: str,
         tokenizer: Literal["char", "byte"] = "char",
+        optimizer: Literal["adamw", "muon"] = "adamw",
         learning_rate: float = 2.5e-4,
+        muon_learning_rate: float = 0.02,
+        schedule: Schedule = "cosine",
         warmup_steps: int = 2000,
+        decay_fraction: float = 0.3,
         weight_decay: float = 0.01,
         beta1: float = 0.9,
         beta2: float = 0.999,
@@ -101,10 +110,13 @@ class GPTLightningModule(LightningModule):
         **gpt: Any,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0 or warmup_steps < 0 or weight_decay < 0:
+        for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
+            if not 0 < rate < math.inf:
+                raise ValueError(f"model.{name} is {rate}; it must be more than 0.")
+        if warmup_steps < 0 or not 0 <= weight_decay < math.inf or not 0 <= decay_fraction <= 1:
             raise ValueError(
-                f"learning_rate = {learning_rate} must be above 0; warmup_steps = {warmup_steps} and "
-                f"weight_decay = {weight_decay} must be at least 0."
+                f"warmup_steps = {warmup_steps} and weight_decay = {weight_decay} must be at least 0; "
+                f"decay_fraction = {decay_fraction} must be from 0 to 1."
             )
         config = GPTConfig(vocab_size=len(vocabulary), **gpt)
         check_memory(config)
@@ -113,8 +125,12 @@ class GPTLightningModule(LightningModule):
             {
                 "vocabulary": vocabulary,
                 "tokenizer": tokenizer,
+                "optimizer": optimizer,
                 "learning_rate": learning_rate,
+                "muon_learning_rate": muon_learning_rate,
+                "schedule": schedule,
                 "warmup_steps": warmup_steps,
+                "decay_fraction": decay_fraction,
                 "weight_decay": weight_decay,
                 "beta1": beta1,
                 "beta2": beta2,
@@ -124,11 +140,6 @@ class GPTLightningModule(LightningModule):
             },
             logger=False,
         )
-        self.learning_rate = learning_rate
-        self.warmup_steps = warmup_steps
-        self.weight_decay = weight_decay
-        self.betas = (beta1, beta2)
-        self.eps = eps
         self.seed = seed
         self.gpt = GPT(config)
         self.train_nats = MeanMetric(nan_strategy="disable")
@@ -182,14 +193,27 @@ class GPTLightningModule(LightningModule):
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
             raise ValueError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
-        optimizer = torch.optim.AdamW(
-            decay_groups(self.gpt, self.weight_decay),
-            lr=self.learning_rate,
-            betas=self.betas,
-            eps=self.eps,
-            fused=self.trainer.precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
+        h: Any = self.hparams
+        adamw = {
+            "lr": h.learning_rate,
+            "betas": (h.beta1, h.beta2),
+            "eps": h.eps,
+            "fused": self.trainer.precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
+        }
+        if h.optimizer == "muon":
+            matrices = hidden_matrices(self.gpt)
+            others = [p for p in self.gpt.parameters() if all(p is not matrix for matrix in matrices)]
+            muon = {"lr": h.muon_learning_rate, "weight_decay": h.weight_decay}
+            optimizer: Any = MuonAdamW(matrices, decay_groups(others, h.weight_decay), muon, adamw)
+        else:
+            optimizer = torch.optim.AdamW(decay_groups(list(self.gpt.parameters()), h.weight_decay), **adamw)
+        factor = partial(
+            learning_rate_factor,
+            schedule=h.schedule,
+            warmup_steps=h.warmup_steps,
+            max_steps=int(max_steps),
+            decay_fraction=h.decay_fraction,
         )
-        factor = partial(warmup_cosine, warmup_steps=self.warmup_steps, max_steps=int(max_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -34,6 +34,7 @@ MATRIX = {
     "bf16-accumulate-epochs": ("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "80"),
     "workers-pre": ("--data.num_workers", "2", "--model.norm", "pre", "--model.positions", "sinusoidal"),
     "early-stopping": ("--model.learning_rate", "1.0", "--early_stopping.patience", "1", "--trainer.max_steps", "40"),
+    "muon": ("--model.optimizer", "muon", "--model.schedule", "constant", "--trainer.precision", "bf16-mixed"),
     "bytes-by-hand": ("--data.tokenizer", "byte", "--model.fused", "false"),
 }
 

@@ -1,16 +1,19 @@
 """Decay groups and the learning rate."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
+import torch
 
 from minigpt.model import GPT, GPTConfig
-from minigpt.optim import decay_groups, warmup_cosine
+from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
 
 
 def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
     gpt = GPT(GPTConfig(vocab_size=7, block_size=8, n_layer=2, n_head=2, n_embd=4))
-    decay, no_decay = decay_groups(gpt, 0.01)
+    decay, no_decay = decay_groups(list(gpt.parameters()), 0.01)
     names = {id(p): name for name, p in gpt.named_parameters()}
     decayed = {names[id(p)] for p in decay["params"]}
     spared = {names[id(p)] for p in no_decay["params"]}
@@ -22,20 +25,63 @@ def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
     assert not any(name.endswith(".bias") or ".norm_" in name for name in decayed)
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:
-    def rate(step: int) -> float:
-        return warmup_cosine(step, warmup_steps=100, max_steps=1100)
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    gpt = GPT(GPTConfig(vocab_size=7, block_size=8, n_layer=2, n_head=2, n_embd=4, norm="pre"))
+    names = {id(p): name for name, p in gpt.named_parameters()}
+    kinds = ("attention.qkv", "attention.projection", "feed_forward.expand", "feed_forward.contract")
+    assert [names[id(p)] for p in hidden_matrices(gpt)] == [
+        f"blocks.{i}.{kind}.weight" for i in (0, 1) for kind in kinds
+    ]
 
-    assert rate(0) == 0
-    assert rate(50) == 0.5
-    assert rate(100) == 1
+
+def test_both_optimizers_in_one_step_like_the_two_apart_and_go_on_from_a_saved_state() -> None:
+    torch.manual_seed(0)
+    one = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    two = copy.deepcopy(one)
+    muon: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
+    adamw: dict[str, Any] = {"lr": 0.003, "fused": True}
+
+    def both() -> MuonAdamW:
+        rest = [p for p in one.parameters() if p.dim() < 2]
+        return MuonAdamW([p for p in one.parameters() if p.dim() == 2], [{"params": rest}], muon, adamw)
+
+    together = both()
+    apart = [
+        torch.optim.Muon([p for p in two.parameters() if p.dim() == 2], **muon),
+        torch.optim.AdamW([p for p in two.parameters() if p.dim() < 2], **adamw),
+    ]
+    for step in range(6):
+        x = torch.randn(5, 3)
+        for model, optimizers in ((one, [together]), (two, apart)):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            model(x).square().sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        for a, b in zip(one.parameters(), two.parameters(), strict=True):
+            assert torch.equal(a, b), step
+        if step == 2:
+            saved = copy.deepcopy(together.state_dict())
+            together = both()
+            together.load_state_dict(saved)
+
+
+def rate(step: int, schedule: Schedule = "cosine") -> float:
+    return learning_rate_factor(step, schedule, warmup_steps=100, max_steps=1100, decay_fraction=0.5)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    assert [rate(0), rate(50), rate(100), rate(1100), rate(5000)] == [0, 0.5, 1, 0, 0]
     assert rate(350) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert rate(600) == pytest.approx(0.5)
-    assert rate(1100) == 0
-    assert rate(5000) == 0
     falling = [rate(step) for step in range(100, 1101)]
     assert falling == sorted(falling, reverse=True)
 
 
+def test_the_learning_rate_can_fall_in_a_straight_line_or_late() -> None:
+    assert [rate(step, "linear") for step in (50, 100, 350, 850, 1100)] == pytest.approx([0.5, 1, 0.75, 0.25, 0])
+    assert [rate(step, "constant") for step in (50, 100, 550, 825, 1100)] == pytest.approx([0.5, 1, 1, 0.5, 0])
+
+
 def test_without_warmup_the_learning_rate_begins_at_its_peak() -> None:
-    assert warmup_cosine(0, warmup_steps=0, max_steps=10) == 1
+    assert learning_rate_factor(0, "cosine", warmup_steps=0, max_steps=10, decay_fraction=0) == 1

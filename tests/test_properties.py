@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minigpt.corpus import CorpusReader, split_places
 from minigpt.datamodule import IGNORED, ScoringBatches, TrainingBatches, TrainingLoader
 from minigpt.generation import Sampling, draw
-from minigpt.optim import warmup_cosine
+from minigpt.optim import Schedule, learning_rate_factor
 from minigpt.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
 
 # The same examples each time, so that a test never fails by chance alone.
@@ -337,9 +337,13 @@ def test_each_text_draws_what_it_would_draw_alone_and_never_the_impossible(rows:
 # Learning rate
 
 
-@given(st.integers(0, 200), st.integers(1, 400))
-def test_the_learning_rate_rises_in_the_warmup_then_never_again_and_ends_at_zero(warmup: int, max_steps: int) -> None:
-    rates = [warmup_cosine(step, warmup, max_steps) for step in range(max(warmup, max_steps) + 3)]
+@given(st.sampled_from(["cosine", "linear", "constant"]), st.integers(0, 200), st.integers(1, 400), st.floats(0, 1))
+def test_the_learning_rate_rises_in_the_warmup_then_never_again_and_ends_at_zero(
+    schedule: Schedule, warmup: int, max_steps: int, decay: float
+) -> None:
+    rates = [
+        learning_rate_factor(step, schedule, warmup, max_steps, decay) for step in range(max(warmup, max_steps) + 3)
+    ]
     assert all(0 <= rate <= 1 for rate in rates)
     rising, falling = rates[: warmup + 1], rates[warmup:]
     assert all(a < b for a, b in itertools.pairwise(rising))
