@@ -4,10 +4,12 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 
 from minigpt.errors import building_from, explain
 
+STARTED = time.perf_counter()
 TRAINING = {
     "fit": "train a model on a text, or go on with a run",
     "validate": "the loss of a checkpoint on its validation split",
@@ -15,6 +17,7 @@ TRAINING = {
     "predict": "the surprisal of every character of a text, as a CSV",
 }
 OTHERS = {
+    "plan": "what fit would cost: memory, FLOPs, and the time on this machine",
     "generate": "let a checkpoint write",
     "chat": "write together with a checkpoint, in the terminal",
     "prove-resume": "see it proved that a run killed and resumed ends in the same bits",
@@ -72,6 +75,10 @@ def run(command: str, args: list[str]) -> None:
         from minigpt.cli import train
 
         train(command, args)
+    elif command == "plan":
+        from minigpt.plan import plan
+
+        plan(args, STARTED)
     elif command == "prove-resume":
         from minigpt.prove import prove_resume
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from minigpt.files import written_whole
 from minigpt.generation import Sampling, Writer
 from minigpt.lightning_module import GPTLightningModule, logs_step
+from minigpt.speed import compute_dtype, flops_per_token, matrix_peak
 from minigpt.tokenizer import TOKENIZERS, CharTokenizer
 
 
@@ -116,7 +117,8 @@ class TextSampler(Callback):
 
 
 class TrainingCurves(Callback):
-    """Logs the loss, the gradient norm and the characters trained on per second, over all devices.
+    """Logs the loss, the gradient norm, and the speed: characters trained on per second, over all devices, and the
+    model FLOPs utilisation (MFU), the part of the speed of bare matrix products that this is (PaLM, appendix B).
 
     It writes to the logger at once, where ``self.log`` would wait for the end of the step: what a checkpoint made
     in this step stands for is in the curves by then, and a resumed run leaves no gap.
@@ -125,6 +127,8 @@ class TrainingCurves(Callback):
     def __init__(self) -> None:
         self.loss = math.nan
         self.rate = 0.0
+        self.rates: list[float] = []
+        self.peak = math.inf  # FLOP/s of bare matrix products on all devices
         self._tokens = 0
         self._seconds = 0.0
         self._mark: float | None = None  # when the time of the next batch began to count
@@ -133,6 +137,13 @@ class TrainingCurves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
+        device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
+        self.peak = matrix_peak(device, dtype) * trainer.world_size
+
+    def utilisation(self, module: LightningModule, rate: float) -> float:
+        """The MFU at ``rate`` characters a second."""
+        assert isinstance(module, GPTLightningModule)
+        return rate * flops_per_token(module.gpt.config) / self.peak
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self._mark is None:
@@ -164,6 +175,7 @@ class TrainingCurves(Callback):
         self._mark = now
         if logging:
             self.rate = self._tokens / self._seconds
+            self.rates.append(self.rate)
             self._tokens, self._seconds = 0, 0.0
             values = {
                 "train/loss": self.loss,
@@ -171,6 +183,7 @@ class TrainingCurves(Callback):
                 "train/grad_norm": float(pl_module.grad_norm),
                 "train/grad_norm_max": self._highest,  # a spike between two lines shows here
                 "train/tokens_per_second": self.rate,
+                "train/mfu": self.utilisation(pl_module, self.rate),
             }
             self._highest = 0.0
             for logger in trainer.loggers:

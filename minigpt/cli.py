@@ -3,9 +3,10 @@
 import logging
 import os
 import shlex
+import statistics
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves
+from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves, training_curves
 from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
 from minigpt.checkpointing import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.datamodule import CharDataModule
@@ -29,6 +30,7 @@ from minigpt.entropy import ladder, show
 from minigpt.errors import building_from
 from minigpt.lightning_module import SCORES, GPTLightningModule
 from minigpt.memory import TRAINING, check_memory
+from minigpt.speed import keep_freed_memory
 from minigpt.tokenizer import TOKENIZERS
 
 # What a checkpoint of a run holds, beside its hyperparameters.
@@ -56,6 +58,8 @@ class RunConfig(SaveConfigCallback):
 
 class MiniGPTCLI(LightningCLI):
     """Wires model, data, trainer and callbacks; lets a checkpoint's own settings prevail."""
+
+    makes_run = True  # whether ``fit`` trains, into a folder of its own
 
     def __init__(self, args: ArgsType, until_done: ExitStack) -> None:
         self.until_done = until_done
@@ -163,6 +167,8 @@ class MiniGPTCLI(LightningCLI):
         del own["model.seed"], own["model.block_size"], own["model.tokenizer"]
         parser = self._subcommand_parsers[command]
         parser.set_defaults(own)
+        if command == "fit" and "precision" in checkpoint:  # unless the user asks for another
+            parser.set_defaults({"trainer.precision": checkpoint["precision"]})
         self.config = self.parser.parse_args([command, *flags])
         settings = self.config[command]
         settings.ckpt_path = str(path)
@@ -214,7 +220,7 @@ class MiniGPTCLI(LightningCLI):
         if self.checkpoint_path:
             self._check_something_is_left(trainer.max_steps, trainer.max_epochs)
             say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}.")
-        else:
+        elif self.makes_run:
             say(f"A new run on {self.config[self.subcommand].data.corpus}.")
 
     def _check_something_is_left(self, max_steps: int, max_epochs: int | None) -> None:
@@ -242,7 +248,9 @@ class MiniGPTCLI(LightningCLI):
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [p for p in [trainer.plugins] if p]
         kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         if self.subcommand == "fit":
-            if not trainer.fast_dev_run:
+            if not self.makes_run:
+                kwargs["logger"] = False
+            elif not trainer.fast_dev_run:
                 folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
                 kwargs["default_root_dir"] = str(folder)
                 self.until_done.enter_context(sole_owner(folder))
@@ -315,6 +323,13 @@ class MiniGPTCLI(LightningCLI):
         further = (
             f"max_steps {2 * step}" if self.trainer.max_steps > 0 else f"max_epochs {2 * self.trainer.current_epoch}"
         )
+        for curves in training_curves(self.trainer):
+            if curves.rates:
+                rate = statistics.median(curves.rates)
+                say(
+                    f"Speed: {rate:,.0f} characters a second, {curves.utilisation(self.model, rate):.0%} of this "
+                    f"machine's {curves.peak / 1e9:,.0f} GFLOP/s (bare matrix products, {self.trainer.precision})."
+                )
         say(
             f"  let it write:    {program()} generate --ckpt_path {shlex.quote(str(best or last))}\n"
             f"  train it on:     {program()} fit --ckpt_path {shlex.quote(str(last))} --trainer.{further}\n"
@@ -322,8 +337,13 @@ class MiniGPTCLI(LightningCLI):
         )
 
 
-def train(command: str, args: list[str]) -> None:
+def train(command: str, args: list[str], cli: Callable[[list[str], ExitStack], MiniGPTCLI] = MiniGPTCLI) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        command: which of them.
+        args: the rest of the command line.
+        cli: what to do it with.
 
     Raises:
         ValueError: the user asked for something that can't be; the message says what and why.
@@ -338,9 +358,10 @@ def train(command: str, args: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # of no use to those that score
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
+    keep_freed_memory()
     try:
         with ExitStack() as until_done:
-            MiniGPTCLI([command, *args], until_done)
+            cli([command, *args], until_done)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except Stopped as stop:

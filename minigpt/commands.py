@@ -1,7 +1,5 @@
 """The subcommands that don't train, as plain typed functions. None of them imports Lightning."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import sys
@@ -121,7 +119,7 @@ def read_prompt(prompt_file: str) -> str:
         ) from error
 
 
-def print_texts(steps: Iterable[list[Sample]], prompt: str, num_samples: int) -> None:
+def print_texts(steps: Iterable["list[Sample]"], prompt: str, num_samples: int) -> None:
     """Print the first text as it is made; then the others, which were made beside it."""
     heading = "--- seed {} ---\n" if num_samples > 1 else ""
     shown = None
@@ -137,7 +135,7 @@ def print_texts(steps: Iterable[list[Sample]], prompt: str, num_samples: int) ->
         print(heading.format(sample.seed) + prompt + sample.text)
 
 
-def print_json(steps: Iterable[list[Sample]]) -> None:
+def print_json(steps: Iterable["list[Sample]"]) -> None:
     """Print the finished texts as one JSON object."""
     start = time.perf_counter()
     *_, samples = steps

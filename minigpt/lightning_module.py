@@ -193,29 +193,39 @@ class GPTLightningModule(LightningModule):
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
             raise ValueError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
+        factor = partial(
+            learning_rate_factor,
+            schedule=self.hparams["schedule"],
+            warmup_steps=self.hparams["warmup_steps"],
+            max_steps=int(max_steps),
+            decay_fraction=self.hparams["decay_fraction"],
+        )
+        optimizer = self.make_optimizer(str(self.trainer.precision))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self, precision: str) -> torch.optim.Optimizer:
+        """The optimizer of all weights.
+
+        Args:
+            precision: as Lightning names it.
+        """
         h: Any = self.hparams
         adamw = {
             "lr": h.learning_rate,
             "betas": (h.beta1, h.beta2),
             "eps": h.eps,
-            "fused": self.trainer.precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
+            "fused": precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
         }
         if h.optimizer == "muon":
             matrices = hidden_matrices(self.gpt)
             others = [p for p in self.gpt.parameters() if all(p is not matrix for matrix in matrices)]
             muon = {"lr": h.muon_learning_rate, "weight_decay": h.weight_decay}
-            optimizer: Any = MuonAdamW(matrices, decay_groups(others, h.weight_decay), muon, adamw)
-        else:
-            optimizer = torch.optim.AdamW(decay_groups(list(self.gpt.parameters()), h.weight_decay), **adamw)
-        factor = partial(
-            learning_rate_factor,
-            schedule=h.schedule,
-            warmup_steps=h.warmup_steps,
-            max_steps=int(max_steps),
-            decay_fraction=h.decay_fraction,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            return MuonAdamW(matrices, decay_groups(others, h.weight_decay), muon, adamw)
+        return torch.optim.AdamW(decay_groups(list(self.gpt.parameters()), h.weight_decay), **adamw)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
 
     # Scoring
 

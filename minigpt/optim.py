@@ -88,7 +88,9 @@ def learning_rate_factor(
     """
     if step < warmup_steps:
         return step / warmup_steps
+    if step > max(warmup_steps, max_steps - 1):
+        return 0.0
     start = max_steps * (1 - decay_fraction) if schedule == "constant" else 0.0
     start = max(start, warmup_steps)
-    progress = min(1.0, max(0.0, (step - start) / max(1, max_steps - start)))
+    progress = max(0.0, step - start) / max(1, max_steps - start)
     return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress

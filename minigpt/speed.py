@@ -1,0 +1,50 @@
+"""How fast a machine trains a model, and how fast it could."""
+
+import ctypes
+import statistics
+import sys
+import time
+
+import torch
+
+from minigpt.model import GPTConfig
+
+
+def flops_per_token(config: GPTConfig) -> int:
+    """Floating-point operations to train on one token, forward and backward.
+
+    Six for each weight of a matrix that the token passes, the output among them, and for attention 12 per layer,
+    channel and position of the window (Chowdhery et al. 2022, "PaLM", appendix B). Future positions count too.
+    """
+    L, C, T = config.n_layer, config.n_embd, config.block_size
+    return 6 * (12 * L * C * C + config.vocab_size * C) + 12 * L * C * T
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in the product of two large matrices: the median of several."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / statistics.median(seconds[2:])
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type that matrices are multiplied in, under a precision as Lightning names it."""
+    types = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    return types.get(precision.split("-")[0], torch.float32)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees for its next use.
+
+    A step allocates the same large tensors again and again. The GNU C library hands each back to the system, which
+    then clears every page of the next one: up to a fifth of the time of a step. Other systems are left as they are.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)

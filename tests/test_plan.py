@@ -1,0 +1,55 @@
+"""What a recipe will cost, told before it is trained."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import assert_clear_error, run_minigpt
+from minigpt import plan
+from minigpt.model import GPT, GPTConfig
+from minigpt.speed import flops_per_token
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CALIBRATION", 0.1)
+
+
+def numbers(text: str, label: str) -> list[float]:
+    """The numbers in the line that begins with ``label``."""
+    line = next(line for line in text.splitlines() if line.strip().startswith(label))
+    return [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", line)]
+
+
+def test_plan_tells_the_cost_and_leaves_nothing_behind(workplace: Path) -> None:
+    result = run_minigpt("plan", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches", 2, "--model.n_embd", 64)
+    assert result.code == 0, result.err
+    parameters = sum(p.numel() for p in GPT(GPTConfig(17, 16, 2, 2, 64)).parameters())
+    assert f"{parameters:,} parameters" in result.out
+    assert numbers(result.out, "weights") == numbers(result.out, "gradients") == [round(4 * parameters / 1e6, 1)]
+    assert numbers(result.out, "optimizer") == [pytest.approx(8 * parameters / 1e6, abs=0.1)]
+    assert f"{2 * 8 * 16} characters a step" in result.out
+    for line in ("24 steps", "6 validations", "3 samples", "start-up"):
+        assert re.search(rf"^  {line} +\d+\.\d s", result.out, re.M), result.out
+    assert not Path("lightning_logs").exists()
+
+
+def test_muon_keeps_less_and_more_windows_take_more_memory(workplace: Path) -> None:
+    wide = ("plan", "--config", "tiny.yaml", "--model.n_embd", 64)
+    adamw, muon, large = (
+        run_minigpt(*wide, *flags).out for flags in ((), ("--model.optimizer", "muon"), ("--data.batch_size", 32))
+    )
+    assert numbers(muon, "optimizer")[0] < numbers(adamw, "optimizer")[0]
+    assert numbers(large, "activations")[0] > 3 * numbers(adamw, "activations")[0]
+
+
+def test_plan_refuses_what_fit_refuses(workplace: Path) -> None:
+    assert_clear_error(run_minigpt("plan"), "needs a recipe")
+    assert_clear_error(run_minigpt("plan", "--config", "tiny.yaml", "--model.n_head", 3), "does not divide")
+
+
+def test_flops_are_six_for_each_weight_of_a_matrix_and_those_of_attention() -> None:
+    config = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)
+    matrices = sum(p.numel() for name, p in GPT(config).named_parameters() if p.dim() == 2 and "position" not in name)
+    assert flops_per_token(config) == 6 * matrices + 12 * 6 * 384 * 256
