@@ -77,6 +77,7 @@ class GPTLightningModule(LightningModule):
             which needs far fewer steps.
         learning_rate: the peak learning rate of AdamW.
         muon_learning_rate: the peak learning rate of Muon.
+        muon_momentum: decay of Muon's running mean of the gradient.
         schedule: how learning rates fall to 0 until the end of training: "cosine" as GPT-1, "linear", or "constant",
             which falls in a straight line in the last ``decay_fraction`` of all steps only.
         warmup_steps: optimizer steps in which learning rates rise to their peak.
@@ -99,6 +100,7 @@ class GPTLightningModule(LightningModule):
         optimizer: Literal["adamw", "muon"] = "adamw",
         learning_rate: float = 2.5e-4,
         muon_learning_rate: float = 0.02,
+        muon_momentum: float = 0.95,
         schedule: Schedule = "cosine",
         warmup_steps: int = 2000,
         decay_fraction: float = 0.3,
@@ -113,6 +115,8 @@ class GPTLightningModule(LightningModule):
         for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
             if not 0 < rate < math.inf:
                 raise ValueError(f"model.{name} is {rate}; it must be more than 0.")
+        if not 0 <= muon_momentum < 1:
+            raise ValueError(f"model.muon_momentum is {muon_momentum}; it must be at least 0 and less than 1.")
         if warmup_steps < 0 or not 0 <= weight_decay < math.inf or not 0 <= decay_fraction <= 1:
             raise ValueError(
                 f"warmup_steps = {warmup_steps} and weight_decay = {weight_decay} must be at least 0; "
@@ -128,6 +132,7 @@ class GPTLightningModule(LightningModule):
                 "optimizer": optimizer,
                 "learning_rate": learning_rate,
                 "muon_learning_rate": muon_learning_rate,
+                "muon_momentum": muon_momentum,
                 "schedule": schedule,
                 "warmup_steps": warmup_steps,
                 "decay_fraction": decay_fraction,
@@ -220,7 +225,7 @@ class GPTLightningModule(LightningModule):
         if h.optimizer == "muon":
             matrices = hidden_matrices(self.gpt)
             others = [p for p in self.gpt.parameters() if all(p is not matrix for matrix in matrices)]
-            muon = {"lr": h.muon_learning_rate, "weight_decay": h.weight_decay}
+            muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
             return MuonAdamW(matrices, decay_groups(others, h.weight_decay), muon, adamw)
         return torch.optim.AdamW(decay_groups(list(self.gpt.parameters()), h.weight_decay), **adamw)
 
