@@ -192,7 +192,9 @@ class GPTLightningModule(LightningModule):
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
         if gradient_clip_algorithm == "value":
             raise ValueError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
-        self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)
+        clip = getattr(self.trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, self.parameters()))
+        self.grad_norm = clip(gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> Any:
         max_steps = self.trainer.estimated_stepping_batches
@@ -216,6 +218,7 @@ class GPTLightningModule(LightningModule):
             precision: as Lightning names it.
         """
         h: Any = self.hparams
+        parameters = dict(self.gpt.named_parameters())
         adamw = {
             "lr": h.learning_rate,
             "betas": (h.beta1, h.beta2),
@@ -223,11 +226,13 @@ class GPTLightningModule(LightningModule):
             "fused": precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
         }
         if h.optimizer == "muon":
-            matrices = hidden_matrices(self.gpt)
-            others = [p for p in self.gpt.parameters() if all(p is not matrix for matrix in matrices)]
+            matrices = hidden_matrices(parameters)
+            others = {name: p for name, p in parameters.items() if name not in matrices}
+            if not matrices:  # under FSDP
+                raise ValueError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
             muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
-            return MuonAdamW(matrices, decay_groups(others, h.weight_decay), muon, adamw)
-        return torch.optim.AdamW(decay_groups(list(self.gpt.parameters()), h.weight_decay), **adamw)
+            return MuonAdamW(list(matrices.values()), decay_groups(others, h.weight_decay), muon, adamw)
+        return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same

@@ -10,21 +10,26 @@ from torch import Tensor, nn
 Schedule = Literal["cosine", "linear", "constant"]
 
 
-def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters in two groups: decayed, and not.
+def decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters, by their names, in two groups: decayed, and not.
 
-    Tensors of rank 2 and more decay, the embeddings among them; biases and the gains of layer norms don't
-    (GPT-1 paper, section 4.1).
+    Matrices decay, the embeddings among them; biases and the gains of layer norms don't (GPT-1 paper, section 4.1).
+    Names tell which is which, because a device that holds a part of a matrix sees it without its shape.
     """
+    spared = {name for name in parameters if name.endswith(".bias") or "norm" in name}
     return [
-        {"name": "decay", "params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"name": "no_decay", "params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "name": "decay",
+            "params": [p for n, p in parameters.items() if n not in spared],
+            "weight_decay": weight_decay,
+        },
+        {"name": "no_decay", "params": [p for n, p in parameters.items() if n in spared], "weight_decay": 0.0},
     ]
 
 
-def hidden_matrices(gpt: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """The matrices inside the blocks, which map hidden vectors to hidden vectors; no embedding is among them."""
-    return [p for name, p in gpt.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
+    return {name: p for name, p in parameters.items() if "blocks." in name and p.dim() == 2}
 
 
 class MuonAdamW(torch.optim.Optimizer):

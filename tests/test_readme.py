@@ -48,12 +48,14 @@ def test_every_command_works_in_the_order_of_the_readme(
         if "pip" in words:
             words = words[words.index("&&", words.index("pip")) + 1 :]  # what follows the installation
         if words[:3] == ["python", "-m", "minigpt"]:
+            if words[3] == "plan":
+                monkeypatch.setattr("minigpt.plan.CALIBRATION", 0.1)
             if words[3] == "prove-resume":
                 words += ["--steps", "3", "--kills", "1", *SHORTER]
             if words[3] == "fit":
                 steps += 2
                 words += ["--trainer.max_steps", str(steps), *SHORTER]
-            if "ddp" in words:
+            if any("ddp" in word for word in words):
                 process = [sys.executable, *words[1:]]
                 result = subprocess.run(process, capture_output=True, text=True, timeout=200, check=False)
                 assert result.returncode == 0, (command, result.stderr)
