@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from minigpt.cli import choose_precision
 from minigpt.lightning_module import GPTLightningModule
 from minigpt.model import GPTConfig
 from minigpt.plan import count_kept
-from minigpt.speed import compute_dtype, flops_per_token, keep_freed_memory, matrix_peak
+from minigpt.speed import choose_precision, compute_dtype, flops_per_token, keep_freed_memory, matrix_peak
 
 BASE = {"n_layer": 4, "n_embd": 256, "block_size": 128, "batch_size": 16}
 GROWTH = {

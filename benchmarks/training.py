@@ -27,9 +27,9 @@ SHAPES = {"small": (4, 4, 128, 64, 12, 0.0, 150), "large": (6, 6, 384, 256, 64, 
 BARE = """
 import statistics, sys, time, torch
 from lightning.pytorch import Trainer
-from minigpt.cli import choose_precision, keep_freed_memory
 from minigpt.datamodule import CharDataModule
 from minigpt.lightning_module import GPTLightningModule
+from minigpt.speed import choose_precision, keep_freed_memory
 keep_freed_memory()
 data = CharDataModule(sys.argv[1], block_size=64, batch_size=12, val_fraction=0.1, test_fraction=0)
 data.setup("fit")

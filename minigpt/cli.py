@@ -6,15 +6,13 @@ import shlex
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -30,7 +28,8 @@ from minigpt.entropy import ladder, show
 from minigpt.errors import building_from
 from minigpt.lightning_module import SCORES, GPTLightningModule
 from minigpt.memory import TRAINING, check_memory
-from minigpt.speed import keep_freed_memory
+from minigpt.run_folder import new_run_folder, sole_owner
+from minigpt.speed import choose_precision, keep_freed_memory
 from minigpt.tokenizer import TOKENIZERS
 
 # What a checkpoint of a run holds, beside its hyperparameters.
@@ -286,6 +285,10 @@ class MiniGPTCLI(LightningCLI):
             self.datamodule.check_share(self.trainer.world_size)
             if self.trainer.strategy.root_device.type == "cpu":
                 check_memory(config, TRAINING, self.datamodule.batch_size // self.trainer.world_size)
+            device = self.trainer.strategy.root_device.type
+            whole = config.fused and device != "cpu"  # the rule of model.py, as far as it concerns training
+            attention = "PyTorch's kernel" if whole else "its parts one by one"
+            say(f"Computing in {self.trainer.precision} on {device}; attention: {attention}; nothing is compiled.")
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)
         if config.vocab_size == 1:
@@ -379,50 +382,6 @@ def check_groups(file: str, settings: dict[str, Any]) -> None:
     for name in groups & set(settings):
         if not isinstance(settings[name], dict):
             raise ValueError(f"{file}: {name} is {settings[name]!r}; it must be a group of settings, {name}: {{...}}.")
-
-
-def choose_precision(accelerator: str) -> tuple[str, str]:
-    """bfloat16 where the hardware computes in it, else float32; and why."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", "this GPU computes bfloat16 in hardware"
-        return "32-true", "this GPU has no bfloat16 in hardware"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "32-true", "that is the safe choice on Apple's GPUs"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return "bf16-mixed", "this processor computes bfloat16 in hardware"
-    return "32-true", "this processor shows no bfloat16 in hardware (AVX-512 or AMX)"
-
-
-def new_run_folder(parent: Path) -> Path:
-    """Make ``parent/version_N`` for the first free N; no other run can get the same one."""
-    versions = [int(p.name[8:]) for p in parent.glob("version_*") if p.name[8:].isdigit()]
-    version = max(versions, default=-1) + 1
-    while True:
-        folder = parent / f"version_{version}"
-        # Of several processes the first one writes, and tells the others where.
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            return folder
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            version += 1
-
-
-@contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Keep other processes from going on with the same run at the same time; the system lets go when this one dies."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        yield
-        return
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            for torn in (folder / "checkpoints").glob("*.part"):  # what a killed process was writing
-                torn.unlink()
-            yield
-    except Timeout as error:
-        raise ValueError(f"Another process is training the run {folder} right now. Wait for it, or stop it.") from error
 
 
 def program() -> str:

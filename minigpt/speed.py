@@ -32,6 +32,19 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / statistics.median(seconds[2:])
 
 
+def choose_precision(accelerator: str) -> tuple[str, str]:
+    """bfloat16 where the hardware computes in it, else float32; and why."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "this GPU computes bfloat16 in hardware"
+        return "32-true", "this GPU has no bfloat16 in hardware"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "32-true", "that is the safe choice on Apple's GPUs"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return "bf16-mixed", "this processor computes bfloat16 in hardware"
+    return "32-true", "this processor shows no bfloat16 in hardware (AVX-512 or AMX)"
+
+
 def compute_dtype(precision: str) -> torch.dtype:
     """The type that matrices are multiplied in, under a precision as Lightning names it."""
     types = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}

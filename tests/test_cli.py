@@ -5,6 +5,7 @@ import csv
 import math
 import random
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -82,8 +83,11 @@ def test_a_checkpoint_is_plain_data_and_complete(in_trained: Path) -> None:
 def test_tensorboard_shows_the_run(in_trained: Path) -> None:
     reader = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "tensors": 0})
     reader.Reload()
-    for tag in ("loss", "bits_per_char", "grad_norm", "tokens_per_second"):
+    for tag in ("loss", "bits_per_char", "grad_norm", "tokens_per_second", "mfu"):
         assert [step for step, _ in curve(RUN, f"train/{tag}")] == list(range(24)), tag
+    speed = re.search(r"Speed: [\d,]+ characters a second, (\d+)% of this machine's", Path("fit.out").read_text())
+    assert speed
+    assert float(speed[1]) == pytest.approx(100 * statistics.median(v for _, v in curve(RUN, "train/mfu")), abs=0.6)
     for tag in ("val/loss", "val/bits_per_char", "val/perplexity"):
         assert [step for step, _ in curve(RUN, tag)] == [7, 15, 23], tag
     loss, bits = curve(RUN, "val/loss")[-1][1], curve(RUN, "val/bits_per_char")[-1][1]

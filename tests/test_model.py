@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigpt.model import GELU, GPT, GPTConfig, LayerNorm, Softmax
+from minigpt.model import GELU, GPT, Dropout, GPTConfig, LayerNorm, Softmax
 
 GPT1 = GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12)
 SHAPES = [
@@ -73,6 +73,38 @@ def test_the_three_functions_are_pytorchs() -> None:
     torch.testing.assert_close(GELU(fused=False)(x), F.gelu(x, approximate="tanh"))
     torch.testing.assert_close(Softmax(fused=False)(x), F.softmax(x, -1))
     assert torch.isfinite(Softmax(fused=False)(1000 * x)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float, dtype: torch.dtype) -> None:
+    dropout, x = Dropout(rate), torch.ones(1001, 333, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    y = dropout(x)
+    y.float().sum().backward()
+    y = y.detach()
+    dropped = float((y == 0).float().mean())
+    assert dropped == pytest.approx(round(256 * rate) / 256, abs=0.004)  # more than 4 standard deviations
+    kept = y[y != 0]
+    assert bool((kept == kept[0]).all())
+    assert float(kept[0]) == pytest.approx(256 / (256 - round(256 * rate)), rel=0.004)
+    assert x.grad is not None
+    assert torch.equal(x.grad, y)  # of a 1 that was kept, its factor
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x), y)
+    assert not torch.equal(dropout(x), y)
+    alike = float(((y[:, 1:] == 0) == (y[:, :-1] == 0)).float().mean())
+    assert alike == pytest.approx(dropped**2 + (1 - dropped) ** 2, abs=0.01)  # neighbours are drawn apart
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_without_a_rate_dropout_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    x = torch.randn(3)
+    after = torch.get_rng_state()
+    assert not torch.equal(before, after)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_gpt1_has_the_published_number_of_parameters() -> None:
