@@ -19,7 +19,6 @@ RECIPES = {
     "tinyshakespeare-race": (),
     "tinyshakespeare-cpu": (),
     "quickstart": ("--trainer.max_steps=600", "--trainer.val_check_interval=200", "--sampler.every_n_steps=200"),
-    "tinyshakespeare-record": ("--trainer.max_steps=100",),
     "tinyshakespeare-gpu": ("--trainer.max_steps=8", "--trainer.limit_val_batches=8", "--sampler.every_n_steps=0"),
 }
 SECONDS = {"s": 1, "min": 60, "h": 3600}
