@@ -98,7 +98,7 @@ def call(function: Callable[..., None], args: list[str], prog: str) -> None:
     parser = ArgumentParser(prog=prog, description=doc.short_description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a file with these settings")
     # A switch that is given or not, and a flag that may be given several times, are plain argparse's.
-    plain = {"bool": "store_true", "list[str]": "append"}
+    plain = {bool: "store_true", list[str]: "append"}
     actions = {name: plain[kind] for name, kind in function.__annotations__.items() if kind in plain}
     parser.add_function_arguments(function, as_positional=False, skip=set(actions))
     for name, action in actions.items():

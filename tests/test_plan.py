@@ -31,7 +31,7 @@ def test_plan_tells_the_cost_and_leaves_nothing_behind(workplace: Path) -> None:
     assert numbers(result.out, "optimizer") == [pytest.approx(8 * parameters / 1e6, abs=0.1)]
     assert f"{2 * 8 * 16} characters a step" in result.out
     for line in ("24 steps", "6 validations", "3 samples", "start-up"):
-        assert re.search(rf"^  {line} +\d+\.\d s", result.out, re.M), result.out
+        assert re.search(rf"^  {line} +\d+\.\d (s|min)", result.out, re.M), result.out
     assert not Path("lightning_logs").exists()
 
 
