@@ -40,7 +40,8 @@ def measure(shape: dict[str, int], precision: str) -> tuple[float, int, int]:
     def place() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
 
-    kept = count_kept(lambda: module.character_nats(batch).mean(), place, module)
+    with place():
+        kept = count_kept(lambda: module.character_nats(batch).mean(), module)
     times: list[float] = []
     while sum(times) < 6 or len(times) < 6:
         start = time.perf_counter()

@@ -60,7 +60,7 @@ class MiniGPTCLI(LightningCLI):
 
     makes_run = True  # whether ``fit`` trains, into a folder of its own
 
-    def __init__(self, args: ArgsType, until_done: ExitStack) -> None:
+    def __init__(self, args: list[str], until_done: ExitStack) -> None:
         self.until_done = until_done
         self.checkpoint_path: Path | None = None
         self.run_folder: Path | None = None  # of the run to resume
@@ -235,9 +235,6 @@ class MiniGPTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with building_from("One of the settings"):
             super().instantiate_classes()
-        if self.checkpoint:
-            with building_from(f"The checkpoint {self.checkpoint_path}"):
-                self.model.load_state_dict(self.checkpoint["state_dict"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")

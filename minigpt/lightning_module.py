@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from minigpt.errors import building_from
 from minigpt.memory import check_memory
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
@@ -233,6 +235,11 @@ class GPTLightningModule(LightningModule):
             muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
             return MuonAdamW(list(matrices.values()), decay_groups(others, h.weight_decay), muon, adamw)
         return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take up the weights of a checkpoint; a ValueError if they are not those of this model."""
+        with building_from("The checkpoint's state_dict"):
+            return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same

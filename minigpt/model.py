@@ -24,65 +24,42 @@ Every activation worth a look is the output of a named module, so a forward hook
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Store = Callable[[Tensor], Tensor]  # KeyValueCache.store, for one layer and given positions
+
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-1's own.
+    """The shape of a GPT. The defaults are GPT-1's own; a ValueError tells which value can't be."""
 
-    Args:
-        vocab_size: number of distinct tokens, V.
-        block_size: longest sequence in tokens, the context window.
-        n_layer: number of blocks.
-        n_head: attention heads per block; must divide n_embd.
-        n_embd: width of the residual stream, C.
-        embd_pdrop: dropout rate on the sum of token and position embeddings.
-        attn_pdrop: dropout rate on the attention pattern.
-        resid_pdrop: dropout rate on what attention and feed-forward add to the residual stream.
-        norm: "post" as GPT-1 (layer norm after each addition), or "pre" as GPT-2 and later
-            (layer norm before attention and feed-forward, and once more at the end).
-        positions: "learned" as GPT-1, or "sinusoidal" as AIAYN sections 3.4 and 3.5.
-        fused: compute with PyTorch's kernels, which are faster, or with the functions written out here; same values.
-
-    Raises:
-        ValueError: a size is not positive, a rate is outside [0, 1), n_head does not divide n_embd,
-            or a switch has an unknown value.
-    """
-
-    vocab_size: int = 40478
-    block_size: int = 512
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
+    vocab_size: int = 40478  # distinct tokens, V
+    block_size: int = 512  # the longest sequence in tokens: the context window
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads in each block, H; must divide n_embd
+    n_embd: int = 768  # width of the residual stream, C
+    embd_pdrop: float = 0.1  # dropout rate on the sum of token and position embeddings
+    attn_pdrop: float = 0.1  # ... on the attention pattern
+    resid_pdrop: float = 0.1  # ... on what attention and feed-forward add to the residual stream
+    # Layer norm after each addition as GPT-1, or before attention and feed-forward, and at the end, as GPT-2 and later.
     norm: Literal["post", "pre"] = "post"
-    positions: Literal["learned", "sinusoidal"] = "learned"
-    fused: bool = True
+    positions: Literal["learned", "sinusoidal"] = "learned"  # as GPT-1, or as AIAYN sections 3.4 and 3.5
+    fused: bool = True  # compute with PyTorch's kernels, or with the functions written out here; same values
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size := getattr(self, name), int) or size < 1:
                 raise ValueError(f"{name} is {size!r}; it must be a whole number, at least 1.")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            rate = getattr(self, name)
-            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            if not isinstance(rate := getattr(self, name), (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name} is {rate!r}; a dropout rate is at least 0 and less than 1.")
         if self.n_embd % self.n_head != 0:
-            divisors = [n for n in range(1, min(self.n_embd, 10**6) + 1) if self.n_embd % n == 0]
-            near = sorted(sorted(divisors, key=lambda n: abs(n - self.n_head))[:3])
-            raise ValueError(
-                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}, which the heads share equally; "
-                f"n_head = {', '.join(map(str, near))} would do."
-            )
+            near = next(n for n in range(min(self.n_head, self.n_embd, 10**6), 0, -1) if self.n_embd % n == 0)
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; {near} would do.")
         if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
             raise ValueError(f"n_embd = {self.n_embd} is odd; sinusoidal positions pair sines with cosines.")
         for name, known in (("norm", ("post", "pre")), ("positions", ("learned", "sinusoidal"))):
@@ -138,8 +115,7 @@ class Softmax(nn.Module):
 class Dropout(nn.Module):
     """Zeroes each element with probability ``rate`` and scales the others up to keep the mean (Srivastava et al. 2014).
 
-    On a CPU one random byte decides each element, which takes a tenth of the time of PyTorch's dropout; the rate is
-    rounded to a multiple of 1/256.
+    On a CPU one random byte decides each element: a tenth of the time of PyTorch's; the rate is a multiple of 1/256.
     """
 
     def __init__(self, rate: float) -> None:
@@ -162,16 +138,12 @@ class KeyValueCache:
     """The keys and values that attention has computed so far, so that none is computed twice.
 
     Positions are absolute: what is cached holds only while a text keeps its beginning.
-
-    Attributes:
-        layers: per layer the keys and the values, one tensor (2, B, H, block_size, D), allocated once.
-        lengths: how many positions are filled, for each of the B sequences. What lies beyond is never looked
-            at, so that lowering a length takes positions back.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
         shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.layers = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.layers = [like.new_zeros(shape) for _ in range(config.n_layer)]  # each the keys, then the values
+        # Positions filled, of each sequence. No one looks beyond: lowering a length takes positions back.
         self.lengths = [0] * batch_size
 
     def store(self, layer: int, positions_BT: Tensor, new_2BHTD: Tensor) -> Tensor:
@@ -182,9 +154,6 @@ class KeyValueCache:
         sequence_B1 = torch.arange(len(positions_BT), device=positions_BT.device).unsqueeze(1)
         kept_2BHSD.permute(1, 3, 0, 2, 4)[sequence_B1, positions_BT] = new_2BHTD.permute(1, 3, 0, 2, 4)
         return kept_2BHSD
-
-
-Store = Callable[[Tensor], Tensor]  # KeyValueCache.store, for one layer and given positions
 
 
 class CausalSelfAttention(nn.Module):
@@ -287,29 +256,23 @@ class GPT(nn.Module):
         self.embedding_dropout = Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = LayerNorm(config.n_embd, config.fused) if config.norm == "pre" else nn.Identity()
-        self.apply(self._initialise)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def make_cache(self, batch_size: int) -> KeyValueCache:
         """An empty key-value cache for ``batch_size`` sequences of up to ``block_size`` tokens."""
         return KeyValueCache(self.config, batch_size, like=self.token_embedding.weight)
 
     def forward(self, ids_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The logits of the next token at every position.
+        """The logits of the next token at every position, (B, T, V); softmax makes them probabilities.
 
         Args:
             ids_BT: token ids, integers, (B, T).
             cache: from :meth:`make_cache`; ``ids_BT`` then continue what the cache holds of each sequence, and are
                 added to it.
-
-        Returns:
-            Logits, (B, T, V). Softmax makes them probabilities.
 
         Raises:
             ValueError: the sequence, with what is cached, is longer than ``block_size``.
@@ -327,7 +290,8 @@ class GPT(nn.Module):
             token_BTC = token_BTC * math.sqrt(self.config.n_embd)
         x_BTC = self.embedding_dropout(token_BTC + self.position_embedding(positions_BT))
         for i, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, future_BHTS, partial(cache.store, i, positions_BT) if cache else None)
+            store = (lambda new_2BHTD, i=i: cache.store(i, positions_BT, new_2BHTD)) if cache else None
+            x_BTC = block(x_BTC, future_BHTS, store)
         if cache:
             cache.lengths = [length + T for length in lengths]
         # GPT-1 ties the output to the token embedding and adds no bias.

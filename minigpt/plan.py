@@ -5,13 +5,13 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.callbacks import make_tokenizer
 from minigpt.cli import MiniGPTCLI, say, train
@@ -44,109 +44,128 @@ class PlanCLI(MiniGPTCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         assert isinstance(self.model, GPTLightningModule)
         start_up = time.perf_counter() - self.started
-        settings, module, data = self.config[subcommand], self.model, self.datamodule
-        config, device = module.gpt.config, self.trainer.strategy.root_device
-        data.trainer = self.trainer
-        data.setup("fit")
-        module.to(device)
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup("fit")
+        self.model.to(self.trainer.strategy.root_device)
+        steps = self._steps_left()
+        memory, step_seconds = self._measure_training()
+        times = {"start-up": start_up, f"{steps:,} steps": steps * step_seconds}
+        self.model.eval()
+        times |= self._measure_validations(steps)
+        times |= self._measure_samples(steps, self.config[subcommand].sampler)
+        say("\n".join([*self._show_memory(memory), *self._show_arithmetic(steps, step_seconds), *self._show(times)]))
 
-        accumulated = self.trainer.accumulate_grad_batches
-        loader, val_loader = data.train_dataloader(), data.val_dataloader()
-        batches = -(-len(loader) // accumulated) * accumulated
+    def _steps_left(self) -> int:
+        """Optimizer steps until the end of the run, early stopping aside."""
         steps = self.trainer.max_steps
         if steps < 0:
-            steps = batches // accumulated * (self.trainer.max_epochs or 1)
-        steps -= self.checkpoint.get("global_step", 0)
-        optimizer = module.make_optimizer(str(self.trainer.precision))
-        place = getattr(self.trainer.strategy.precision_plugin, "forward_context")  # noqa: B009
-        batch = next(iter(loader))
-        inputs = (batch[0].to(device), batch[1].to(device))
+            per_epoch = -(-len(self.datamodule.train_dataloader()) // self.trainer.accumulate_grad_batches)
+            steps = per_epoch * (self.trainer.max_epochs or 1)
+        return int(steps - self.checkpoint.get("global_step", 0))
 
-        def step() -> float:
-            for _ in range(accumulated):
-                with place():
-                    loss = module.character_nats(inputs).mean()
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    def _nats(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """The nats of each character of a batch, computed as training computes them."""
+        device = self.trainer.strategy.root_device
+        with self.trainer.precision_plugin.forward_context():
+            return self.model.character_nats((batch[0].to(device), batch[1].to(device)))
+
+    def _measure_training(self) -> tuple[dict[str, int], float]:
+        """Memory by what it holds, in bytes, and the seconds of an optimizer step."""
+        optimizer = self.model.make_optimizer(str(self.trainer.precision))
+        batch = next(iter(self.datamodule.train_dataloader()))
+
+        def step() -> None:
+            for _ in range(self.trainer.accumulate_grad_batches):
+                self._nats(batch).mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return float(loss.detach())
 
-        def score() -> float:
-            with torch.no_grad(), place():
-                return float(module.character_nats(scored).sum())
+        weights = nbytes(self.model.parameters())
+        kept = count_kept(lambda: self._nats(batch).mean(), self.model)
+        seconds = repeat(step, CALIBRATION, self._wait)
+        states = nbytes(t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+        return {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}, seconds
 
-        kept = count_kept(lambda: module.character_nats(inputs).mean(), place, module)
-        step_seconds = repeat(step, CALIBRATION)
-        states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        module.eval()
-        first = next(iter(val_loader))
-        scored = (first[0].to(device), first[1].to(device))
-        val_seconds = repeat(score, 1.0)
-        tokenizer, sampler = make_tokenizer(module), settings.sampler
-        writer = Writer(module.gpt, tokenizer)
-        length = min(100, sampler.max_new_tokens)
-        write_seconds = repeat(lambda: len(writer.generate("", max_new_tokens=length)), 1.0) / max(1, length)
-
+    def _measure_validations(self, steps: int) -> dict[str, float]:
+        batches = len(self.datamodule.train_dataloader())
         interval = self.trainer.val_check_interval
-        every = interval if isinstance(interval, int) else max(1, int(len(loader) * interval))
-        validations = -(-steps * accumulated // every)
-        samples = steps // sampler.every_n_steps if sampler.every_n_steps else 0
-        times = {
-            "start-up": start_up,
-            f"{steps:,} steps": steps * step_seconds,
-            f"{validations:,} validations": validations * len(val_loader) * val_seconds,
-            f"{samples:,} samples": samples * sampler.max_new_tokens * write_seconds,
-        }
+        every = interval if isinstance(interval, int) else max(1, int(batches * interval))
+        number = -(-steps * self.trainer.accumulate_grad_batches // every)
+        loader = self.datamodule.val_dataloader()
+        batch = next(iter(loader))
+        with torch.no_grad():
+            seconds = repeat(lambda: self._nats(batch).sum(), 1.0, self._wait)
+        return {f"{number:,} validations": number * len(loader) * seconds}
 
-        tokens = accumulated * data.batch_size * config.block_size
-        flops = flops_per_token(config) * tokens
-        devices = self.trainer.world_size
-        peak = matrix_peak(device, compute_dtype(str(self.trainer.precision)))
-        weights = nbytes(list(module.parameters()))
-        memory = {
-            "weights": weights,
-            "gradients": weights,
-            "optimizer": nbytes(states),
-            "activations": kept,
-        }
+    def _measure_samples(self, steps: int, sampler: Any) -> dict[str, float]:
+        number = steps // sampler.every_n_steps if sampler.every_n_steps else 0
+        writer = Writer(self.model.gpt, make_tokenizer(self.model))
+        length = min(100, sampler.max_new_tokens)
+        seconds = repeat(lambda: writer.generate("", max_new_tokens=length), 1.0, self._wait) / max(1, length)
+        return {f"{number:,} samples": number * sampler.max_new_tokens * seconds}
+
+    def _wait(self) -> None:
+        """Until the device has done what it was told. (Not run where there is anything to wait for.)"""
+        if (device := self.trainer.strategy.root_device).type != "cpu":
+            getattr(torch, device.type).synchronize()
+
+    def _show_memory(self, memory: dict[str, int]) -> list[str]:
         lines = ["Memory of one device, in MB:"]
         lines += [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in memory.items()]
         lines.append(f"  {'together':<24}{sum(memory.values()) / 1e6:>12,.1f}")
-        if sys.platform == "linux" and device.type == "cpu":
+        if sys.platform == "linux" and self.trainer.strategy.root_device.type == "cpu":
             whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             lines.append(f"  {'the whole process':<24}{whole / 1e6:>12,.1f}   (its peak while this was found)")
-        lines += [
+        return lines
+
+    def _show_arithmetic(self, steps: int, step_seconds: float) -> list[str]:
+        config, data = self.model.gpt.config, self.datamodule
+        characters = self.trainer.accumulate_grad_batches * data.batch_size * config.block_size
+        flops = flops_per_token(config)
+        peak = matrix_peak(self.trainer.strategy.root_device, compute_dtype(str(self.trainer.precision)))
+        rate = characters / step_seconds
+        return [
             "Arithmetic:",
-            f"  {tokens:,} characters a step, {flops_per_token(config) / 1e6:,.2f} MFLOP each; "
-            f"{steps * flops / 1e12:,.1f} TFLOP in all",
-            f"  {tokens / step_seconds:,.0f} characters a second, {flops / devices / step_seconds / peak:.0%} of the "
+            f"  {characters:,} characters a step, {flops / 1e6:,.2f} MFLOP each; "
+            f"{steps * characters * flops / 1e12:,.1f} TFLOP in all",
+            f"  {rate:,.0f} characters a second, {flops * rate / self.trainer.world_size / peak:.0%} of the "
             f"{peak / 1e9:,.0f} GFLOP/s of bare matrix products",
-            f"Time, from {CALIBRATION:g} seconds of training on this machine"
-            + (f", if {devices} devices lose nothing to waiting for each other:" if devices > 1 else ":"),
         ]
-        lines += [f"  {name:<24}{show_time(seconds):>12}" for name, seconds in times.items()]
-        lines.append(f"  {'together':<24}{show_time(sum(times.values())):>12}   (early stopping may end it sooner)")
-        say("\n".join(lines))
+
+    def _show(self, times: dict[str, float]) -> list[str]:
+        devices = self.trainer.world_size
+        ideal = f", if {devices} devices lose nothing to waiting for each other" if devices > 1 else ""
+        return [
+            f"Time, from {CALIBRATION:g} seconds of training on this machine{ideal}:",
+            *(f"  {name:<24}{show_time(seconds):>12}" for name, seconds in times.items()),
+            f"  {'together':<24}{show_time(sum(times.values())):>12}   (early stopping may end it sooner)",
+        ]
 
 
-def repeat(action: Callable[[], float], seconds: float) -> float:
-    """The median of how long ``action`` takes, in seconds, over about ``seconds``; the first time is not counted."""
-    action()
+def repeat(action: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:
+    """The median of how long ``action`` takes, in seconds, over about ``seconds``; the first time is not counted.
+
+    Args:
+        action: what to time.
+        seconds: for how long.
+        wait: returns when the device has done its work.
+    """
     times: list[float] = []
-    while sum(times) < seconds and len(times) < 1000:
+    while sum(times[1:]) < seconds and len(times) < 1000:
         start = time.perf_counter()
         action()
+        wait()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
-def nbytes(tensors: list[Any]) -> int:
+def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of all elements."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def count_kept(forward: Callable[[], Tensor], place: Callable[[], Any], module: GPTLightningModule) -> int:
+def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
     """Bytes that a forward pass keeps for the backward pass, without the parameters themselves."""
     parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
@@ -157,7 +176,7 @@ def count_kept(forward: Callable[[], Tensor], place: Callable[[], Any], module: 
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), place():
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return sum(kept.values())
 

@@ -412,4 +412,4 @@ def test_without_a_standard_input_nothing_breaks(
     in_trained: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    call(*args)
+    assert_clear_error(call(*args), "the standard input")

@@ -216,7 +216,7 @@ def test_sines_and_cosines_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_head": 5}, "n_head = 5 does not divide n_embd = 12.* 3, 4, 6 would do"),
+        ({"n_head": 5}, "n_head = 5 does not divide n_embd = 12; 4 would do"),
         ({"n_layer": 0}, "n_layer is 0; it must be a whole number, at least 1"),
         ({"n_embd": -8}, "n_embd is -8"),
         ({"attn_pdrop": 1.0}, "attn_pdrop is 1.0; a dropout rate"),
