@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from minigpt.lightning_module import GPTLightningModule
-from minigpt.model import GPTConfig
 from minigpt.plan import count_kept
 from minigpt.speed import choose_precision, compute_dtype, flops_per_token, keep_freed_memory, matrix_peak
 
@@ -28,7 +27,6 @@ GROWTH = {
 
 def measure(shape: dict[str, int], precision: str) -> tuple[float, int, int]:
     """Characters a second, FLOP per character, and bytes kept for the backward pass."""
-    dtype = compute_dtype(precision)
     batch_size, sizes = shape["batch_size"], {name: size for name, size in shape.items() if name != "batch_size"}
     settings: dict[str, Any] = {**sizes, "n_head": sizes["n_embd"] // 64, "norm": "pre"}
     settings |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -37,21 +35,20 @@ def measure(shape: dict[str, int], precision: str) -> tuple[float, int, int]:
     ids = torch.randint(65, (batch_size, sizes["block_size"] + 1))
     batch = (ids[:, :-1], ids[:, 1:])
 
-    def place() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
 
-    with place():
+    with autocast():
         kept = count_kept(lambda: module.character_nats(batch).mean(), module)
     times: list[float] = []
     while sum(times) < 6 or len(times) < 6:
         start = time.perf_counter()
-        with place():
+        with autocast():
             loss = module.character_nats(batch).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    assert isinstance(module.gpt.config, GPTConfig)
     return batch[0].numel() / statistics.median(times[2:]), flops_per_token(module.gpt.config), kept
 
 

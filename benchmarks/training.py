@@ -26,7 +26,6 @@ SHAPES = {"small": (4, 4, 128, 64, 12, 0.0, 150), "large": (6, 6, 384, 256, 64, 
 # A loop with nothing around it, on the batches, the model and the optimizer of fit.
 BARE = """
 import statistics, sys, time, torch
-from lightning.pytorch import Trainer
 from minigpt.datamodule import CharDataModule
 from minigpt.lightning_module import GPTLightningModule
 from minigpt.speed import choose_precision, keep_freed_memory
@@ -37,11 +36,10 @@ module = GPTLightningModule(data.vocabulary, n_layer=4, n_head=4, n_embd=128, bl
                             attn_pdrop=0, resid_pdrop=0, norm="pre")
 precision = choose_precision("cpu")[0]
 optimizer, times = module.make_optimizer(precision), []
-dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+start = time.perf_counter()
 for batch in data.train_dataloader():
-    start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         loss = module.character_nats(batch).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -49,6 +47,7 @@ for batch in data.train_dataloader():
     optimizer.step()
     schedule.step()
     times.append(time.perf_counter() - start)
+    start = time.perf_counter()
     if len(times) == 400:
         break
 print("rate", 12 * 64 / statistics.median(times[50:]))
@@ -152,11 +151,14 @@ def compare(name: str, unit: str, rounds: int, ours: Callable[[], float], other:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["small", "large", "race", "bare"])
+    known = ["small", "large", "race", "bare"]
+    parser.add_argument("what", nargs="*", metavar="what", default=known, help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--nanogpt", type=Path, required=True, help="a nanoGPT checkout")
     parser.add_argument("--text", type=Path, required=True, help="the file of Tiny Shakespeare")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    if unknown := set(args.what) - set(known):
+        parser.error(f"unknown: {', '.join(unknown)}")
     text = args.text.absolute()
     print("| what | minigpt | the other | unit | ratio, pair by pair |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
@@ -179,7 +181,7 @@ def main() -> None:
                     lambda: shown("minigpt", *own_race(folder, text)),
                     lambda: shown("nanoGPT", *peer.race()),
                 )
-            elif what == "bare":
+            else:
                 compare(
                     "bare: fit, beside a bare loop",
                     "characters/s",
@@ -187,8 +189,6 @@ def main() -> None:
                     lambda: own_rate(folder, text, "small"),
                     lambda: own_bare(folder, text),
                 )
-            else:
-                parser.error(f"unknown: {what}")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ class TextSampler(Callback):
 
 class TrainingCurves(Callback):
     """Logs the loss, the gradient norm, and the speed: characters trained on per second, over all devices, and the
-    model FLOPs utilisation (MFU), the part of the speed of bare matrix products that this is (PaLM, appendix B).
+    model FLOPs utilisation (MFU): the model's FLOP/s (PaLM, appendix B) over those that this machine reaches in the
+    product of two large matrices. (PaLM divides by the peak that the maker of the hardware states.)
 
     It writes to the logger at once, where ``self.log`` would wait for the end of the step: what a checkpoint made
     in this step stands for is in the curves by then, and a resumed run leaves no gap.
@@ -293,6 +294,8 @@ class TensorBoardExtras(Callback):
             names = [tokenizer.label(token) for token in range(len(tokenizer.vocabulary))]
             labels = [repr(name)[1:-1] if name != " " else "space" for name in names]
             embeddings = pl_module.gpt.token_embedding.weight.detach().float().cpu()
+            if embeddings.dim() != 2:  # this process holds a part of them (FSDP; not run)
+                return
             writer.add_embedding(embeddings, labels, tag="characters", global_step=trainer.global_step)
 
 

@@ -201,7 +201,8 @@ class FiniteCheck(Callback):
         raise ValueError(
             f"Training went astray: {what} "
             + (f"The last good checkpoint is {good}. " if good else "No good checkpoint was written before. ")
-            + "Most often the learning rate is too high: begin anew with a smaller --model.learning_rate."
+            + "Most often the learning rate is too high: begin anew with a smaller --model.learning_rate "
+            "(with --model.optimizer muon, a smaller --model.muon_learning_rate)."
         )
 
 

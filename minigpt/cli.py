@@ -94,7 +94,7 @@ class MiniGPTCLI(LightningCLI):
         parser.add_argument(
             "--name",
             type=str | None,
-            help=f"The run's folder is {LOG_DIR}/NAME/version_N. By default the name of the config file.",
+            help=f"The run's folder is {LOG_DIR}/NAME/version_N. By default the name of the first config file.",
         )
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
@@ -129,7 +129,7 @@ class MiniGPTCLI(LightningCLI):
             with building_from(f"The config {path.relative}"):
                 check_groups(str(path.relative), yaml.safe_load(path.read_text()) or {})
         if not settings.name and settings.config:
-            settings.name = Path(getattr(settings.config[-1], "relative", "minigpt")).stem
+            settings.name = Path(getattr(settings.config[0], "relative", "minigpt")).stem
         if settings.name and (settings.name == ".." or Path(settings.name).name != settings.name):
             raise ValueError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
         if settings.ckpt_path:
@@ -281,10 +281,13 @@ class MiniGPTCLI(LightningCLI):
         if self.subcommand == "fit":
             self.datamodule.check_share(self.trainer.world_size)
             if self.trainer.strategy.root_device.type == "cpu":
-                check_memory(config, TRAINING, self.datamodule.batch_size // self.trainer.world_size)
+                floats = TRAINING[self.model.hparams["optimizer"]]
+                check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size)
             device = self.trainer.strategy.root_device.type
             whole = config.fused and device != "cpu"  # the rule of model.py, as far as it concerns training
             attention = "PyTorch's kernel" if whole else "its parts one by one"
+            if 0 <= self.trainer.max_steps <= (warmup := self.model.hparams["warmup_steps"]):
+                say(f"Warning: the learning rate rises until step {warmup}, and training ends before that.")
             say(f"Computing in {self.trainer.precision} on {device}; attention: {attention}; nothing is compiled.")
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)

@@ -26,6 +26,7 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+NO_END = "The learning rate falls until training ends, so give an end: --trainer.max_steps N."
 SCORES = ("loss", "bits_per_char", "bits_per_byte", "perplexity")
 
 
@@ -201,7 +202,7 @@ class GPTLightningModule(LightningModule):
     def configure_optimizers(self) -> Any:
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
-            raise ValueError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
+            raise ValueError(NO_END)
         factor = partial(
             learning_rate_factor,
             schedule=self.hparams["schedule"],
@@ -232,7 +233,12 @@ class GPTLightningModule(LightningModule):
             others = {name: p for name, p in parameters.items() if name not in matrices}
             if not matrices:  # under FSDP
                 raise ValueError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
-            muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
+            muon = {
+                "lr": h.muon_learning_rate,
+                "momentum": h.muon_momentum,
+                "weight_decay": h.weight_decay,
+                "dtype": torch.bfloat16 if precision.startswith("bf16") else torch.float32,
+            }
             return MuonAdamW(list(matrices.values()), decay_groups(others, h.weight_decay), muon, adamw)
         return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
 

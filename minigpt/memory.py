@@ -7,7 +7,7 @@ from minigpt.model import GPTConfig
 
 FLOAT = 4  # bytes
 LAYER = 40_000  # bytes of Python objects, however narrow the layer is (44,000 measured)
-TRAINING = 4  # floats per parameter: the weight, its gradient, AdamW's two running means
+TRAINING = {"adamw": 4, "muon": 3}  # floats per parameter: the weight, its gradient, two running means or one
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 

@@ -14,7 +14,7 @@ Every activation worth a look is the output of a named module, so a forward hook
     blocks.0.norm_1, .norm_2      the layer norms
     blocks.0.attention            what attention adds to the residual stream
     blocks.0.attention.qkv        queries, keys and values
-    blocks.0.attention.softmax    the attention pattern, (B, H, T, S); not when ``fused``, which never forms it
+    blocks.0.attention.softmax    the attention pattern, (B, H, T, S); PyTorch's kernel never forms it
     blocks.0.residual_middle      the residual stream between the two halves of a block
     blocks.0.feed_forward         what the feed-forward adds; its neurons are blocks.0.feed_forward.gelu
     blocks.0                      the residual stream after the block
@@ -48,7 +48,7 @@ class GPTConfig:
     # Layer norm after each addition as GPT-1, or before attention and feed-forward, and at the end, as GPT-2 and later.
     norm: Literal["post", "pre"] = "post"
     positions: Literal["learned", "sinusoidal"] = "learned"  # as GPT-1, or as AIAYN sections 3.4 and 3.5
-    fused: bool = True  # compute with PyTorch's kernels, or with the functions written out here; same values
+    fused: bool = True  # PyTorch's kernels where they are faster, or the functions written out here; same values
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):

@@ -32,17 +32,64 @@ def hidden_matrices(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Paramet
     return {name: p for name, p in parameters.items() if "blocks." in name and p.dim() == 2}
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest, as one optimizer.
+def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix like this one, but with singular values near 1: five Newton-Schulz steps (Jordan et al. 2024).
 
-    Muon makes each step of a matrix orthogonal, so that it moves all directions alike. It is meant for matrices
-    between hidden vectors only. One optimizer, because Lightning clips, accumulates and schedules by itself only
-    where there is just one: the two share this one's groups and state.
+    Args:
+        matrix: (rows, columns).
+        dtype: what to compute in.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.to(dtype).mT if tall else matrix.to(dtype)  # the product with itself is then the smaller one
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are made orthogonal, so that a matrix moves in all directions alike (Jordan et al. 2024).
+
+    It is meant for matrices between hidden vectors only. :class:`torch.optim.Muon` is the same, but always computes
+    in bfloat16, which takes 20 times as long as float32 where the processor has no instructions for it.
+
+    Args:
+        params: parameters of rank 2, or groups of them.
+        lr: learning rate; that of a matrix with more rows than columns is the root of their ratio larger.
+        momentum: decay of the running mean of the gradient, in Nesterov's form.
+        weight_decay: as AdamW has it.
+        dtype: what the steps are made orthogonal in.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                if not (state := self.state[matrix]):
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                step = orthogonalise(matrix.grad.lerp(mean, group["momentum"]), self.dtype)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(step, alpha=-group["lr"] * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1])))
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the hidden matrices and AdamW for the rest, as one optimizer.
+
+    It is one, because Lightning's automatic optimization, which clips, accumulates and schedules, allows only one:
+    both parts share its groups and its state.
 
     Args:
         matrices: the parameters that Muon takes, each of rank 2.
         groups: the parameter groups that AdamW takes.
-        muon: settings of :class:`torch.optim.Muon`.
+        muon: settings of :class:`Muon`.
         adamw: settings of :class:`torch.optim.AdamW`.
     """
 
@@ -54,7 +101,7 @@ class MuonAdamW(torch.optim.Optimizer):
         adamw: dict[str, Any],
     ) -> None:
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon([{"name": "muon", "params": matrices}], **muon),
+            Muon([{"name": "muon", "params": matrices}], **muon),
             torch.optim.AdamW(groups, **adamw),
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -87,9 +134,9 @@ def learning_rate_factor(
 ) -> float:
     """The learning rate of optimizer step ``step``, from 0 on, as a fraction of its peak.
 
-    It rises in a straight line and reaches 1 at step ``warmup_steps``; with a warm-up of 0 it begins there. Then it
-    falls to 0 at ``max_steps``: along half a cosine (GPT-1 paper, section 4.1), in a straight line, or, "constant",
-    not before the last ``decay_fraction`` of all steps, and then in a straight line.
+    It rises in a straight line to 1 at step ``warmup_steps``, if the run is that long; without a warm-up it begins
+    there. Then it falls to 0 at ``max_steps``: along half a cosine (GPT-1 paper, section 4.1), in a straight line, or,
+    "constant", not before the last ``decay_fraction`` of all steps, and then in a straight line.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -1,29 +1,29 @@
 """What a recipe will cost, before one commits to it: memory, FLOPs, and the time on this machine."""
 
-import math
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from minigpt.callbacks import make_tokenizer
 from minigpt.cli import MiniGPTCLI, say, train
 from minigpt.generation import Writer
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.lightning_module import NO_END, GPTLightningModule
 from minigpt.speed import compute_dtype, flops_per_token, matrix_peak
 
 CALIBRATION = 10.0  # seconds
 
 
 def plan(args: list[str], started: float) -> None:
-    """Print what ``fit`` with the same arguments will cost; nothing is written, and what was trained is thrown away.
+    """Print what ``fit`` with the same arguments will cost; no run is made, and what was trained is thrown away.
 
     Args:
         args: the arguments of ``fit``.
@@ -43,10 +43,15 @@ class PlanCLI(MiniGPTCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         assert isinstance(self.model, GPTLightningModule)
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
         start_up = time.perf_counter() - self.started
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
+        self.trainer.precision_plugin.convert_module(self.model)
         self.model.to(self.trainer.strategy.root_device)
+        if self.trainer.strategy.root_device.type == "cpu":  # where the processes share the cores
+            torch.set_num_threads(max(1, torch.get_num_threads() // self.trainer.num_devices))
         steps = self._steps_left()
         memory, step_seconds = self._measure_training()
         times = {"start-up": start_up, f"{steps:,} steps": steps * step_seconds}
@@ -57,11 +62,14 @@ class PlanCLI(MiniGPTCLI):
 
     def _steps_left(self) -> int:
         """Optimizer steps until the end of the run, early stopping aside."""
-        steps = self.trainer.max_steps
-        if steps < 0:
-            per_epoch = -(-len(self.datamodule.train_dataloader()) // self.trainer.accumulate_grad_batches)
-            steps = per_epoch * (self.trainer.max_epochs or 1)
-        return int(steps - self.checkpoint.get("global_step", 0))
+        per_epoch = -(-self._batches_of_an_epoch() // self.trainer.accumulate_grad_batches)
+        ends = [end for end in (self.trainer.max_steps, per_epoch * (self.trainer.max_epochs or -1)) if end >= 0]
+        if not ends:
+            raise ValueError(NO_END)
+        return int(min(ends) - self.checkpoint.get("global_step", 0))
+
+    def _batches_of_an_epoch(self) -> int:
+        return limited(len(self.datamodule.train_dataloader()), self.trainer.limit_train_batches)
 
     def _nats(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The nats of each character of a batch, computed as training computes them."""
@@ -81,34 +89,30 @@ class PlanCLI(MiniGPTCLI):
             optimizer.step()
             optimizer.zero_grad()
 
-        weights = nbytes(self.model.parameters())
+        weights = sum(p.nbytes for p in self.model.parameters())
         kept = count_kept(lambda: self._nats(batch).mean(), self.model)
-        seconds = repeat(step, CALIBRATION, self._wait)
-        states = nbytes(t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+        seconds = repeat(step, CALIBRATION)
+        states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
         return {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}, seconds
 
     def _measure_validations(self, steps: int) -> dict[str, float]:
-        batches = len(self.datamodule.train_dataloader())
         interval = self.trainer.val_check_interval
-        every = interval if isinstance(interval, int) else max(1, int(batches * interval))
+        every = interval if isinstance(interval, int) else max(1, int(self._batches_of_an_epoch() * interval))
         number = -(-steps * self.trainer.accumulate_grad_batches // every)
+        number //= self.trainer.check_val_every_n_epoch or 1
         loader = self.datamodule.val_dataloader()
         batch = next(iter(loader))
         with torch.no_grad():
-            seconds = repeat(lambda: self._nats(batch).sum(), 1.0, self._wait)
-        return {f"{number:,} validations": number * len(loader) * seconds}
+            seconds = repeat(lambda: self._nats(batch).sum(), 1.0)
+        return {f"{number:,} validations": number * limited(len(loader), self.trainer.limit_val_batches) * seconds}
 
     def _measure_samples(self, steps: int, sampler: Any) -> dict[str, float]:
-        number = steps // sampler.every_n_steps if sampler.every_n_steps else 0
+        if not (number := steps // sampler.every_n_steps if sampler.every_n_steps else 0):
+            return {}
         writer = Writer(self.model.gpt, make_tokenizer(self.model))
         length = min(100, sampler.max_new_tokens)
-        seconds = repeat(lambda: writer.generate("", max_new_tokens=length), 1.0, self._wait) / max(1, length)
+        seconds = repeat(lambda: writer.generate("", max_new_tokens=length), 1.0) / max(1, length)
         return {f"{number:,} samples": number * sampler.max_new_tokens * seconds}
-
-    def _wait(self) -> None:
-        """Until the device has done what it was told. (Not run where there is anything to wait for.)"""
-        if (device := self.trainer.strategy.root_device).type != "cpu":
-            getattr(torch, device.type).synchronize()
 
     def _show_memory(self, memory: dict[str, int]) -> list[str]:
         lines = ["Memory of one device, in MB:"]
@@ -137,32 +141,27 @@ class PlanCLI(MiniGPTCLI):
         devices = self.trainer.world_size
         ideal = f", if {devices} devices lose nothing to waiting for each other" if devices > 1 else ""
         return [
-            f"Time, from {CALIBRATION:g} seconds of training on this machine{ideal}:",
+            f"Time, from some {CALIBRATION:g} seconds of training on this machine{ideal}:",
             *(f"  {name:<24}{show_time(seconds):>12}" for name, seconds in times.items()),
             f"  {'together':<24}{show_time(sum(times.values())):>12}   (early stopping may end it sooner)",
         ]
 
 
-def repeat(action: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:
-    """The median of how long ``action`` takes, in seconds, over about ``seconds``; the first time is not counted.
-
-    Args:
-        action: what to time.
-        seconds: for how long.
-        wait: returns when the device has done its work.
-    """
+def repeat(action: Callable[[], object], seconds: float) -> float:
+    """The median of how long ``action`` takes, in seconds, over about ``seconds``; the first time is not counted."""
     times: list[float] = []
     while sum(times[1:]) < seconds and len(times) < 1000:
         start = time.perf_counter()
         action()
-        wait()
+        if torch.accelerator.is_available():  # not run
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all elements."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+def limited(batches: int, limit: float | int) -> int:
+    """How many of an epoch's batches are read, under Lightning's limits: a number of them, or a share."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
@@ -185,6 +184,4 @@ def show_time(seconds: float) -> str:
     """A length of time as people say it."""
     if seconds < 100:
         return f"{seconds:.1f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:,.1f} h" if math.isfinite(seconds) else "for ever"
+    return f"{seconds / 60:.1f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"

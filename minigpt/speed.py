@@ -23,7 +23,8 @@ def flops_per_token(config: GPTConfig) -> int:
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second in the product of two large matrices: the median of several."""
     n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    draw = torch.Generator(device)  # its own: training's must not feel it; of constants, a GPU would make less work
+    a, b = (torch.rand(n, n, device=device, generator=draw).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(12):
         start = time.perf_counter()

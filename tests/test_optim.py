@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt.model import GPT, GPTConfig
-from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
+from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor, orthogonalise
 
 
 def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
@@ -32,16 +32,25 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     assert list(hidden) == [f"blocks.{i}.{kind}.weight" for i in (0, 1) for kind in kinds]
 
 
-def test_both_optimizers_in_one_step_like_the_two_apart_and_go_on_from_a_saved_state() -> None:
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_a_step_of_muon_moves_all_directions_alike(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), torch.float32))
+    assert ((values > 0.5) & (values < 1.5)).all()
+
+
+def test_both_optimizers_in_one_step_like_pytorch_s_two_apart_and_go_on_from_a_saved_state() -> None:
     torch.manual_seed(0)
     one = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     two = copy.deepcopy(one)
-    muon: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
+    muon: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     adamw: dict[str, Any] = {"lr": 0.003, "fused": True}
 
     def both() -> MuonAdamW:
         rest = [p for p in one.parameters() if p.dim() < 2]
-        return MuonAdamW([p for p in one.parameters() if p.dim() == 2], [{"params": rest}], muon, adamw)
+        return MuonAdamW(
+            [p for p in one.parameters() if p.dim() == 2], [{"params": rest}], {**muon, "dtype": torch.bfloat16}, adamw
+        )
 
     together = both()
     apart = [

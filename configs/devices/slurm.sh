@@ -10,4 +10,5 @@
 #SBATCH --signal=TERM@120
 
 srun python -m minigpt fit --config configs/gpt1.yaml --trainer.accelerator gpu --trainer.strategy ddp \
-  --trainer.devices 8 --trainer.num_nodes 2 "$@"
+  --trainer.devices 8 --trainer.num_nodes 2 \
+  --data.batch_size 64 --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 125 "$@"
