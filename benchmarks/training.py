@@ -6,6 +6,7 @@ small   4 x 128, window 64, batch 12: characters a second of both programs, with
 large   6 x 384, window 256, batch 64, dropout 0.2: the same
 race    whole processes to nanoGPT's 1.88 on the last 10 %: its README's command for a CPU, and tinyshakespeare-race
 bare    the step of ``fit`` beside a bare loop of the same model, data and optimizer (4 x 128)
+ddp     two processes that share each batch beside one with all cores (the model of ``large``, batch 16)
 
 Both programs run in turn, each in a process of its own; medians and ratios pair by pair are printed.
 """
@@ -22,7 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.absolute()
-SHAPES = {"small": (4, 4, 128, 64, 12, 0.0, 150), "large": (6, 6, 384, 256, 64, 0.2, 5)}
+SHAPES = {
+    "small": (4, 4, 128, 64, 12, 0.0, 150),
+    "large": (6, 6, 384, 256, 64, 0.2, 5),
+    "ddp": (6, 6, 384, 256, 16, 0.2, 15),
+}
+TWO = ("--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
 # A loop with nothing around it, on the batches, the model and the optimizer of fit.
 BARE = """
 import statistics, sys, time, torch
@@ -107,7 +113,7 @@ def speed(out: str) -> float:
     return float(found[1].replace(",", ""))
 
 
-def own_rate(folder: Path, text: Path, shape: str) -> float:
+def own_rate(folder: Path, text: Path, shape: str, *flags: str) -> float:
     """Characters a second, the median of those that ``fit`` logs."""
     layers, heads, width, window, batch, dropout, steps = SHAPES[shape]
     rates = [f"--model.{name}={dropout}" for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")]
@@ -117,7 +123,7 @@ def own_rate(folder: Path, text: Path, shape: str) -> float:
         *(f"--model.n_layer={layers}", f"--model.n_head={heads}", f"--model.n_embd={width}", "--model.norm=pre"),
         *(f"--data.corpus={text}", f"--data.block_size={window}", f"--data.batch_size={batch}", *rates),
         *(f"--trainer.max_steps={steps}", f"--trainer.log_every_n_steps={every}", "--trainer.limit_val_batches=1"),
-        *(f"--trainer.val_check_interval={steps}", "--sampler.every_n_steps=0"),
+        *(f"--trainer.val_check_interval={steps}", "--sampler.every_n_steps=0", *flags),
     )
     return speed(out)
 
@@ -151,7 +157,7 @@ def compare(name: str, unit: str, rounds: int, ours: Callable[[], float], other:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = ["small", "large", "race", "bare"]
+    known = ["small", "large", "race", "bare", "ddp"]
     parser.add_argument("what", nargs="*", metavar="what", default=known, help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--nanogpt", type=Path, required=True, help="a nanoGPT checkout")
     parser.add_argument("--text", type=Path, required=True, help="the file of Tiny Shakespeare")
@@ -165,7 +171,7 @@ def main() -> None:
         folder = Path(temporary)
         peer = Peer(args.nanogpt, text, folder)
         for what in args.what:
-            if what in SHAPES:
+            if what in ("small", "large"):
                 compare(
                     f"{what}: training rate, beside nanoGPT",
                     "characters/s",
@@ -180,6 +186,14 @@ def main() -> None:
                     args.rounds,
                     lambda: shown("minigpt", *own_race(folder, text)),
                     lambda: shown("nanoGPT", *peer.race()),
+                )
+            elif what == "ddp":
+                compare(
+                    "ddp: two processes, beside one",
+                    "characters/s",
+                    args.rounds,
+                    lambda: own_rate(folder, text, "ddp", *TWO),
+                    lambda: own_rate(folder, text, "ddp"),
                 )
             else:
                 compare(

@@ -1,5 +1,6 @@
 """Every recipe is sound: it can be read, its model has the shape it says, and it trains."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_the_gpt1_recipe_is_gpt1() -> None:
         gpt = GPT(GPTConfig(vocab_size=40_478, block_size=recipe["data"]["block_size"], **shape))
     assert sum(p.numel() for p in gpt.parameters()) == 116_534_784
     assert recipe["data"]["batch_size"] * recipe["trainer"]["accumulate_grad_batches"] == 64
+
+
+def test_the_script_for_a_cluster_gives_each_gpu_as_many_windows_and_makes_steps_of_64() -> None:
+    script = (ROOT / "configs" / "devices" / "slurm.sh").read_text()
+    nodes, gpus, batch, accumulated = (
+        int(re.findall(rf"--{flag}[= ](\d+)", script)[0])
+        for flag in ("nodes", "gpus-per-node", "data.batch_size", "trainer.accumulate_grad_batches")
+    )
+    assert batch % (nodes * gpus) == 0
+    assert batch * accumulated == 64
 
 
 def test_the_debug_recipe_learns_one_batch_by_heart(workplace: Path) -> None:

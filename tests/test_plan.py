@@ -35,6 +35,19 @@ def test_plan_tells_the_cost_and_leaves_nothing_behind(workplace: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
+def test_plan_counts_what_the_limits_let_through(workplace: Path) -> None:
+    # 4,000 characters of training in windows of 16 are 31 batches of 8.
+    epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--trainer.limit_train_batches", 10)
+    result = run_minigpt("plan", "--config", "tiny.yaml", *epochs)
+    assert re.search(r"^  20 steps .*\n  3 validations .*\n  2 samples ", result.out, re.M), result.out + result.err
+    sooner = run_minigpt(
+        "plan", "--config", "tiny.yaml", "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 0.1
+    )
+    assert re.search(r"^  3 steps .*\n  1 validations .*\n  together", sooner.out, re.M), sooner.out + sooner.err
+    endless = run_minigpt("plan", "--config", "tiny.yaml", "--trainer.max_steps", -1, "--trainer.max_epochs", -1)
+    assert_clear_error(endless, "--trainer.max_steps N")
+
+
 def test_muon_keeps_less_and_more_windows_take_more_memory(workplace: Path) -> None:
     wide = ("plan", "--config", "tiny.yaml", "--model.n_embd", 64)
     adamw, muon, large = (
