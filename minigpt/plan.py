@@ -167,17 +167,18 @@ def limited(batches: int, limit: float | int) -> int:
 def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
     """Bytes that a forward pass keeps for the backward pass, without the parameters themselves."""
     parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held until all are counted, so that no address comes twice
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            kept[storage.data_ptr()] = storage
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    # What the hook returns is what is saved: nothing, because no backward pass follows. A tensor that is saved for the
+    # function that made it would be a circle, whose memory comes back late.
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         forward()
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def show_time(seconds: float) -> str:
