@@ -51,3 +51,14 @@ def test_the_debug_recipe_learns_one_batch_by_heart(workplace: Path) -> None:
     result = run_minigpt("fit", "--config", ROOT / "configs" / "debug.yaml", "--data.corpus", "text.txt")
     assert result.code == 0, result.err
     assert curve(Path("lightning_logs/debug/version_0"), "train/loss")[-1][1] < 0.05
+
+
+def test_a_run_is_named_after_the_recipe_not_after_what_is_laid_over_it(workplace: Path) -> None:
+    recipe = yaml.safe_load(Path("tiny.yaml").read_text())
+    del recipe["name"]
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    Path("over.yaml").write_text("model: {warmup_steps: 50}\n")
+    result = run_minigpt("fit", "--config", "mine.yaml", "--config", "over.yaml", "--trainer.max_steps", 8)
+    assert result.code == 0, result.err
+    assert Path("lightning_logs/mine/version_0").is_dir()
+    assert "the learning rate rises until step 50, and training ends before that" in result.out

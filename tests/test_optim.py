@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from minigpt.lightning_module import GPTLightningModule
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor, orthogonalise
 
@@ -71,6 +72,14 @@ def test_both_optimizers_in_one_step_like_pytorch_s_two_apart_and_go_on_from_a_s
             saved = copy.deepcopy(together.state_dict())
             together = both()
             together.load_state_dict(saved)
+
+
+def test_muon_computes_in_the_precision_of_the_run() -> None:
+    module = GPTLightningModule("abc", block_size=8, n_layer=1, n_head=2, n_embd=4, optimizer="muon")
+    in_bfloat16, in_float32 = (module.make_optimizer(precision) for precision in ("bf16-mixed", "32-true"))
+    assert isinstance(in_bfloat16, MuonAdamW)
+    assert isinstance(in_float32, MuonAdamW)
+    assert (in_bfloat16.parts[0].dtype, in_float32.parts[0].dtype) == (torch.bfloat16, torch.float32)  # type: ignore[attr-defined]
 
 
 def rate(step: int, schedule: Schedule = "cosine") -> float:
