@@ -26,14 +26,22 @@ def new_run_folder(parent: Path) -> Path:
 
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Keep other processes from going on with the same run at the same time; the system lets go when this one dies."""
+    """Keep other processes from going on with the same run at the same time; the system lets go when this one dies.
+
+    A folder in which nothing was written, because the run could not begin, is removed in the end.
+    """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(lock := folder / ".lock", timeout=0):
             for torn in (folder / "checkpoints").glob("*.part"):  # what a killed process was writing
                 torn.unlink()
-            yield
+            try:
+                yield
+            finally:
+                if list(folder.glob("*")) == [lock]:
+                    lock.unlink()
+                    folder.rmdir()
     except Timeout as error:
         raise ValueError(f"Another process is training the run {folder} right now. Wait for it, or stop it.") from error

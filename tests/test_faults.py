@@ -361,6 +361,7 @@ def test_a_model_too_large_for_the_machine_is_refused_with_the_estimate(workplac
     for flag, value in {"model.n_layer": 10**6, "model.n_embd": 10**6, "data.batch_size": 10**9}.items():
         result = run_minigpt("fit", "--config", "tiny.yaml", f"--{flag}", value)
         assert_clear_error(result, "parameters", "GB of memory", "this machine has")
+    assert list(Path("lightning_logs").rglob("version_*")) == []  # a run that could not begin leaves no folder
 
 
 # Signals
