@@ -90,7 +90,7 @@ def compare(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def print_rates(times: dict[str, list[float]], characters: dict[str, int], ours: str = "minigpt") -> None:
-    """A line each: median rate, and how many times it minigpt writes, round by round."""
+    """A line each: median rate, and how many times as fast minigpt writes, round by round."""
     for name, taken in times.items():
         rate = statistics.median(characters[name] / t for t in taken)
         ratio = statistics.median(

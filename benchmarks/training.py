@@ -1,6 +1,6 @@
 """How fast minigpt trains, beside nanoGPT's ``train.py`` and beside a bare loop of its own model.
 
-    python benchmarks/training.py --nanogpt PATH --text tinyshakespeare.txt [small large race bare]
+    python benchmarks/training.py --nanogpt PATH --text tinyshakespeare.txt [small large race bare ddp]
 
 small   4 x 128, window 64, batch 12: characters a second of both programs, without validation
 large   6 x 384, window 256, batch 64, dropout 0.2: the same

@@ -205,6 +205,11 @@ class MiniGPTCLI(LightningCLI):
             value = trainer[key]
             if isinstance(value, int | float) and not (value > 0 or (value == 0 and key == "gradient_clip_val")):
                 raise ValueError(f"trainer.{key} is {value}; it must be more than 0.")
+        if not isinstance(trainer.val_check_interval, int | float | None):
+            raise ValueError(
+                f"trainer.val_check_interval is {trainer.val_check_interval!r}; it must be a number of batches, or a "
+                "fraction of an epoch. A run that validates by the clock could not be repeated."
+            )
         if not isinstance(patience := self.config[self.subcommand].early_stopping.patience, int):
             raise ValueError(f"early_stopping.patience is {patience}; it must be a number of validations.")
         monitor = self.config[self.subcommand].early_stopping.monitor

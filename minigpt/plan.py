@@ -1,6 +1,5 @@
 """What a recipe will cost, before one commits to it: memory, FLOPs, and the time on this machine."""
 
-import resource
 import statistics
 import sys
 import time
@@ -119,6 +118,8 @@ class PlanCLI(MiniGPTCLI):
         lines += [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in memory.items()]
         lines.append(f"  {'together':<24}{sum(memory.values()) / 1e6:>12,.1f}")
         if sys.platform == "linux" and self.trainer.strategy.root_device.type == "cpu":
+            import resource  # not on every system
+
             whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             lines.append(f"  {'the whole process':<24}{whole / 1e6:>12,.1f}   (its peak while this was found)")
         return lines

@@ -160,6 +160,7 @@ def test_words_that_belong_nowhere_are_refused(workplace: Path, args: list[str])
         (FIT, "trainer.devices", "99999999999999999999"),
         (FIT, "trainer.max_time", "{a: 1}"),
         (FIT, "trainer.val_check_interval", "{a: 1}"),
+        (FIT, "trainer.val_check_interval", "00:00:10:00"),
         (FIT, "trainer.accumulate_grad_batches", "0"),
         (FIT, "trainer.accumulate_grad_batches", "-1"),
         (FIT, "trainer.check_val_every_n_epoch", "0"),
