@@ -1,12 +1,13 @@
 """How fast minigpt trains, beside nanoGPT's ``train.py`` and beside a bare loop of its own model.
 
-    python benchmarks/training.py --nanogpt PATH --text tinyshakespeare.txt [small large race bare ddp]
+    python benchmarks/training.py --nanogpt PATH --text tinyshakespeare.txt [small large race bare ddp compile]
 
 small   4 x 128, window 64, batch 12: characters a second of both programs, without validation
 large   6 x 384, window 256, batch 64, dropout 0.2: the same
 race    whole processes to nanoGPT's 1.88 on the last 10 %: its README's command for a CPU, and tinyshakespeare-race
 bare    the step of ``fit`` beside a bare loop of the same model, data and optimizer (4 x 128)
 ddp     two processes that share each batch beside one with all cores (the model of ``large``, batch 16)
+compile the model of ``small``, compiled beside not compiled, when the compiling is over
 
 Both programs run in turn, each in a process of its own; medians and ratios pair by pair are printed.
 """
@@ -157,7 +158,7 @@ def compare(name: str, unit: str, rounds: int, ours: Callable[[], float], other:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = ["small", "large", "race", "bare", "ddp"]
+    known = ["small", "large", "race", "bare", "ddp", "compile"]
     parser.add_argument("what", nargs="*", metavar="what", default=known, help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--nanogpt", type=Path, required=True, help="a nanoGPT checkout")
     parser.add_argument("--text", type=Path, required=True, help="the file of Tiny Shakespeare")
@@ -194,6 +195,14 @@ def main() -> None:
                     args.rounds,
                     lambda: own_rate(folder, text, "ddp", *TWO),
                     lambda: own_rate(folder, text, "ddp"),
+                )
+            elif what == "compile":
+                compare(
+                    "compile: compiled, beside not",
+                    "characters/s",
+                    args.rounds,
+                    lambda: own_rate(folder, text, "small", "--model.compile=true"),
+                    lambda: own_rate(folder, text, "small"),
                 )
             else:
                 compare(

@@ -28,6 +28,9 @@ KNOWN = {
     "^$|allocate|out of memory|Storage size": (
         "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
     ),
+    "InvalidCxxCompiler|CppCompileError|TritonMissing": (
+        "model.compile needs a compiler, which doesn't work here: for C++ on a CPU, Triton on a GPU. Train without it."
+    ),
     "Connection (reset|closed) by peer": (
         "Another process of this run has ended; its own message says why. Go on with fit --ckpt_path last."
     ),

@@ -293,7 +293,8 @@ class MiniGPTCLI(LightningCLI):
             attention = "PyTorch's kernel" if whole else "its parts one by one"
             if 0 <= self.trainer.max_steps <= (warmup := self.model.hparams["warmup_steps"]):
                 say(f"Warning: the learning rate rises until step {warmup}, and training ends before that.")
-            say(f"Computing in {self.trainer.precision} on {device}; attention: {attention}; nothing is compiled.")
+            compiled = "compiled for training" if self.model.hparams["compile"] else "nothing is compiled"
+            say(f"Computing in {self.trainer.precision} on {device}; attention: {attention}; {compiled}.")
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)
         if config.vocab_size == 1:

@@ -89,6 +89,8 @@ class GPTLightningModule(LightningModule):
         beta1: decay of AdamW's running mean of the gradient.
         beta2: decay of AdamW's running mean of the squared gradient.
         eps: added to the denominator of AdamW's update.
+        compile: train with kernels that ``torch.compile`` makes for this model, instead of PyTorch's own one by one.
+            On a CPU it needs a C++ compiler and half a minute, gains little, and loses where there is dropout.
         seed: decides what dropout drops.
         gpt: the fields of :class:`~minigpt.model.GPTConfig`.
 
@@ -111,6 +113,7 @@ class GPTLightningModule(LightningModule):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
+        compile: bool = False,
         seed: int = 1337,
         **gpt: Any,
     ) -> None:
@@ -143,6 +146,7 @@ class GPTLightningModule(LightningModule):
                 "beta1": beta1,
                 "beta2": beta2,
                 "eps": eps,
+                "compile": compile,
                 "seed": seed,
                 **{k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"},
             },
@@ -150,6 +154,9 @@ class GPTLightningModule(LightningModule):
         )
         self.seed = seed
         self.gpt = GPT(config)
+        # Beside the model, not in its place: the weights keep their names, and scoring and writing, whose shapes
+        # vary, are not compiled anew for each.
+        self.training_nats = torch.compile(self.character_nats) if compile else self.character_nats
         self.train_nats = MeanMetric(nan_strategy="disable")
         kind = TOKENIZERS[tokenizer](vocabulary)
         self.val_scores = Scores(kind)
@@ -179,7 +186,7 @@ class GPTLightningModule(LightningModule):
             torch.manual_seed(key)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        nats_BT = self.character_nats(batch)
+        nats_BT = self.training_nats(batch)
         self.batch_nats_BT = nats_BT.detach()
         loss = nats_BT.mean()
         if logs_step(self.trainer, self.trainer.global_step + 1):

@@ -125,7 +125,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # which would lose what is changed in place
             return F.dropout(x, self.rate)
         threshold = min(255, max(1, round(256 * self.rate)))  # a byte below it drops its element
         eight_bytes = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)

@@ -52,8 +52,8 @@ class PlanCLI(MiniGPTCLI):
         if self.trainer.strategy.root_device.type == "cpu":  # where the processes share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // self.trainer.num_devices))
         steps = self._steps_left()
-        memory, step_seconds = self._measure_training()
-        times = {"start-up": start_up, f"{steps:,} steps": steps * step_seconds}
+        memory, compiling, step_seconds = self._measure_training()
+        times = {"start-up": start_up, **compiling, f"{steps:,} steps": steps * step_seconds}
         self.model.eval()
         times |= self._measure_validations(steps)
         times |= self._measure_samples(steps, self.config[subcommand].sampler)
@@ -70,29 +70,34 @@ class PlanCLI(MiniGPTCLI):
     def _batches_of_an_epoch(self) -> int:
         return limited(len(self.datamodule.train_dataloader()), self.trainer.limit_train_batches)
 
-    def _nats(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """The nats of each character of a batch, computed as training computes them."""
+    def _nats(self, batch: tuple[Tensor, ...], compute: Callable[[Any], Tensor] | None = None) -> Tensor:
+        """The nats of each character of a batch, in the precision of training."""
         device = self.trainer.strategy.root_device
         with self.trainer.precision_plugin.forward_context():
-            return self.model.character_nats((batch[0].to(device), batch[1].to(device)))
+            return (compute or self.model.character_nats)((batch[0].to(device), batch[1].to(device)))
 
-    def _measure_training(self) -> tuple[dict[str, int], float]:
-        """Memory by what it holds, in bytes, and the seconds of an optimizer step."""
+    def _measure_training(self) -> tuple[dict[str, int], dict[str, float], float]:
+        """Memory by what it holds, in bytes; the seconds of compiling, if there is any, and of an optimizer step."""
         optimizer = self.model.make_optimizer(str(self.trainer.precision))
         batch = next(iter(self.datamodule.train_dataloader()))
 
         def step() -> None:
             for _ in range(self.trainer.accumulate_grad_batches):
-                self._nats(batch).mean().backward()
+                self._nats(batch, self.model.training_nats).mean().backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
         weights = sum(p.nbytes for p in self.model.parameters())
         kept = count_kept(lambda: self._nats(batch).mean(), self.model)
+        start = time.perf_counter()
+        step()
+        first = time.perf_counter() - start
         seconds = repeat(step, CALIBRATION)
+        compiling = {"compiling": first - seconds} if self.model.hparams["compile"] else {}
         states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-        return {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}, seconds
+        memory = {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}
+        return memory, compiling, seconds
 
     def _measure_validations(self, steps: int) -> dict[str, float]:
         interval = self.trainer.val_check_interval
