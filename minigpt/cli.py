@@ -201,6 +201,8 @@ class MiniGPTCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             return
+        if trainer.deterministic is None and self.config[self.subcommand].model.compile:
+            trainer.deterministic = True  # compiled, the gradient of the embedding would be added up in any order
         for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "gradient_clip_val"):
             value = trainer[key]
             if isinstance(value, int | float) and not (value > 0 or (value == 0 and key == "gradient_clip_val")):

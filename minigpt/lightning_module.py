@@ -91,6 +91,7 @@ class GPTLightningModule(LightningModule):
         eps: added to the denominator of AdamW's update.
         compile: train with kernels that ``torch.compile`` makes for this model, instead of PyTorch's own one by one.
             On a CPU it needs a C++ compiler and half a minute, gains little, and loses where there is dropout.
+            It turns on ``trainer.deterministic``, without which no such run could be repeated to the bit.
         seed: decides what dropout drops.
         gpt: the fields of :class:`~minigpt.model.GPTConfig`.
 

@@ -426,8 +426,7 @@ class Poison(Callback):
             return nats_BT + row * nats_BT.clamp(min=1)
 
         if trainer.global_step == self.step:
-            clean = type(module).character_nats
-            module.character_nats = lambda batch: poison(clean(module, batch))
+            module.training_nats = lambda batch: poison(module.character_nats(batch))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
