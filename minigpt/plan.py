@@ -90,11 +90,12 @@ class PlanCLI(MiniGPTCLI):
 
         weights = sum(p.nbytes for p in self.model.parameters())
         kept = count_kept(lambda: self._nats(batch).mean(), self.model)
-        start = time.perf_counter()
-        step()
-        first = time.perf_counter() - start
+        compiling = {}
+        if self.model.hparams["compile"]:
+            start = time.perf_counter()
+            step()
+            compiling["compiling"] = time.perf_counter() - start
         seconds = repeat(step, CALIBRATION)
-        compiling = {"compiling": first - seconds} if self.model.hparams["compile"] else {}
         states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
         memory = {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}
         return memory, compiling, seconds
