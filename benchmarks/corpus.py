@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from minigpt.corpus import CorpusReader
-from minigpt.sources import find_sources
+from minigpt.text.corpus import CorpusReader
+from minigpt.text.sources import find_sources
 
 ENCODE = (
-    "import sys; from pathlib import Path; from minigpt.corpus import CorpusReader;"
+    "import sys; from pathlib import Path; from minigpt.text.corpus import CorpusReader;"
     "CorpusReader(Path(sys.argv[2])).open(sys.argv[1])"
 )
 
@@ -81,7 +81,7 @@ def main() -> None:
         start = time.perf_counter()
         corpus = CorpusReader(folder / "large0").open(str(large))
         print(f"\nopening it again: {1000 * (time.perf_counter() - start):.1f} ms")
-        from minigpt.datamodule import TrainingBatches
+        from minigpt.text.windows import TrainingBatches
 
         batches = TrainingBatches(corpus.ids(), block_size=256, batch_size=64, seed=0)
         times = []

@@ -161,7 +161,7 @@ def bench_matrix() -> None:
 
 def bench_start(rounds: int) -> None:
     """From the start of the process to the first character."""
-    from minigpt.checkpoint import write_checkpoint
+    from minigpt.run import write_checkpoint
 
     gpt = make_minigpt(6, 6, 384)
     hyperparameters = {"tokenizer": "char", "vocabulary": "".join(map(chr, range(32, 32 + VOCABULARY))), "norm": "pre"}

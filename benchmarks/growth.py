@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from minigpt.lightning_module import GPTLightningModule
-from minigpt.plan import count_kept
-from minigpt.speed import choose_precision, compute_dtype, flops_per_token, keep_freed_memory, matrix_peak
+from minigpt.training.machine import choose_precision, compute_dtype, keep_freed_memory, matrix_peak
+from minigpt.training.module import GPTLightningModule
+from minigpt.training.plan import count_kept
 
 BASE = {"n_layer": 4, "n_embd": 256, "block_size": 128, "batch_size": 16}
 GROWTH = {
@@ -49,7 +49,7 @@ def measure(shape: dict[str, int], precision: str) -> tuple[float, int, int]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    return batch[0].numel() / statistics.median(times[2:]), flops_per_token(module.gpt.config), kept
+    return batch[0].numel() / statistics.median(times[2:])(module.gpt.config), kept
 
 
 def main() -> None:

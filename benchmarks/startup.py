@@ -18,9 +18,9 @@ ROOT = Path(__file__).parent.parent.absolute()
 # Ends the process as soon as the first step is done, by the hook that Lightning calls then.
 FIRST_STEP = """
 import os
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.training.module import GPTLightningModule
 GPTLightningModule.on_train_batch_end = lambda *_: os._exit(0)
-from minigpt.cli import train
+from minigpt.training.cli import train
 train("fit", ["--config", "{config}", "--data.corpus", "text.txt"])
 """
 COMMANDS = {

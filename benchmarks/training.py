@@ -33,9 +33,9 @@ TWO = ("--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices
 # A loop with nothing around it, on the batches, the model and the optimizer of fit.
 BARE = """
 import statistics, sys, time, torch
-from minigpt.datamodule import CharDataModule
-from minigpt.lightning_module import GPTLightningModule
-from minigpt.speed import choose_precision, keep_freed_memory
+from minigpt.training.data import CharDataModule
+from minigpt.training.module import GPTLightningModule
+from minigpt.training.machine import choose_precision, keep_freed_memory
 keep_freed_memory()
 data = CharDataModule(sys.argv[1], block_size=64, batch_size=12, val_fraction=0.1, test_fraction=0)
 data.setup("fit")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+from minigpt.errors import UserError
+
 
 def load(ckpt_path: str | Path, device: str = "cpu") -> Writer:
     """A trained model that writes::
@@ -22,11 +24,11 @@ def load(ckpt_path: str | Path, device: str = "cpu") -> Writer:
         device: where to compute, as PyTorch names it.
 
     Raises:
-        ValueError: there is no such checkpoint, it is not a whole checkpoint of minigpt, or the device can't be used.
+        UserError: there is no such checkpoint, it is not a whole checkpoint of minigpt, or the device can't be used.
     """
     # Here, so that ``import minigpt`` alone doesn't wait for torch.
-    from minigpt.checkpoint import find_checkpoint, load_gpt
     from minigpt.generation import Writer, quicken
+    from minigpt.run import find_checkpoint, load_gpt
 
     gpt, tokenizer = load_gpt(find_checkpoint(str(ckpt_path)))
     try:
@@ -34,5 +36,5 @@ def load(ckpt_path: str | Path, device: str = "cpu") -> Writer:
         gpt.token_embedding.weight[0, 0].item()  # "meta" is a device that holds nothing
     # the kinds that PyTorch raises for a device that isn't there
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        raise ValueError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
     return Writer(quicken(gpt), tokenizer)

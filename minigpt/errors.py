@@ -1,36 +1,90 @@
-"""What a user is told when something can't be."""
+"""What a user is told when something can't be. Only a :class:`UserError` becomes a paragraph."""
 
 import argparse
+import errno
+import re
+import sysconfig
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+# What the machine refuses, by the words that PyTorch has for it, which tells such errors by words only.
+MACHINE = {
+    "can't allocate memory|out of memory|Storage size": (
+        "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
+    ),
+    "InvalidCxxCompiler|CppCompileError|TritonMissing": (
+        "model.compile needs a compiler, which doesn't work here: for C++ on a CPU, Triton on a GPU. Train without it."
+    ),
+    "Connection (reset|closed) by peer": (
+        "Another process of this run has ended; its own message says why. Go on with fit --ckpt_path last."
+    ),
+}
+
+
+class UserError(ValueError):
+    """Something that the user can set right. The message says what was wrong, where, and what to do."""
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The error as one that the user can set right, if it is: a :class:`UserError`, or a limit of the machine."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"The disk is full ({error.filename or error}). What was saved before is untouched: make room."
+        )
+    if isinstance(error, (MemoryError, RuntimeError, ConnectionError)):
+        text = str(error) or ("out of memory" if isinstance(error, MemoryError) else "")
+        for words, advice in MACHINE.items():
+            if re.search(words, text):
+                return UserError(f"{advice} ({text.splitlines()[0]})")
+    return None
 
 
 @contextmanager
 def building_from(what: str) -> Iterator[None]:
-    """While things are built from what a user gave, whatever goes wrong is that this can't be.
+    """While things are built from what a user gave, whatever a library refuses is a mistake in that.
+
+    An exception that is raised in code of the user's own, a callback say, stays what it is.
 
     Args:
         what: names it, at the beginning of a sentence.
 
     Raises:
-        ValueError: instead of any exception of the libraries that build; it says what they said.
+        UserError: instead of an exception of the libraries that build; it says what they said.
     """
     try:
         yield
-    except (ValueError, OSError, MemoryError, argparse.ArgumentError):
+    except UserError:
         raise
     except Exception as error:
-        said = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(
-            f"{what} can't be used: {said} ({type(error).__name__}; with MINIGPT_TRACEBACK=1 in the "
-            "environment it is shown where.)"
-        ) from error
+        if not isinstance(error, argparse.ArgumentError) and not _raised_in_a_library(error):
+            raise
+        # Our own layers raise a ValueError whose message says all.
+        said = str(error) if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) else ""
+        said = said or f"{what} can't be used: {str(error).split(chr(10))[0]} ({type(error).__name__})"
+        hint = " (See --help for what can be given.)" if isinstance(error, argparse.ArgumentError) else ""
+        raise UserError(said + hint) from error
+
+
+def _raised_in_a_library(error: BaseException) -> bool:
+    """Whether the innermost frame is of this package, of Python's library or of an installed one."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    libraries = [
+        Path(__file__).parent,
+        *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    ]
+    raised = Path(trace.tb_frame.f_code.co_filename)
+    return str(raised).startswith("<") or any(raised.is_relative_to(folder) for folder in libraries)
 
 
 def explain(error: Exception) -> str:
     """The message of a user's mistake, as one paragraph."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, argparse.ArgumentError):
-        text += " (See --help for what can be given.)"
     return "\n".join(textwrap.wrap(f"minigpt: {text}", width=100, break_long_words=False, break_on_hyphens=False))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt.errors import UserError
 from minigpt.model import GPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.text.tokenizer import CharTokenizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Sampling:
         min_p: keep the tokens at least p times as probable as the likeliest (Nguyen et al. 2024).
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -43,16 +44,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"temperature is {self.temperature}; it must be at least 0, which always takes the likeliest character."
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; at least the 1 likeliest character must remain.")
+            raise UserError(f"top_k is {self.top_k}; at least the 1 likeliest character must remain.")
         for name in ("top_p", "min_p"):
             if (p := getattr(self, name)) is not None and not 0 < p <= 1:
-                raise ValueError(f"{name} is {p}; it must be greater than 0 and at most 1.")
+                raise UserError(f"{name} is {p}; it must be greater than 0 and at most 1.")
         if not 0.01 <= self.repetition_penalty <= 100:
-            raise ValueError(
+            raise UserError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be from 0.01 to 100, where 1 is none."
             )
 
@@ -67,11 +68,11 @@ class Sampling:
             Probabilities, float64, (B, V), 0 for each token that was not kept.
 
         Raises:
-            ValueError: a logit is not a number.
+            UserError: a logit is not a number.
         """
         logits_BV = logits_BV.double()
         if logits_BV.isnan().any():
-            raise ValueError(
+            raise UserError(
                 "The model's output is not a number: its training went astray, as it does with too high a learning "
                 "rate. Go back to an earlier checkpoint, or begin anew with a smaller --model.learning_rate."
             )
@@ -118,7 +119,7 @@ def check_stride(stride: int | None, block_size: int) -> int:
     """The stride to use. Raises a ValueError unless it is from 1 to ``block_size``, or None for the default."""
     stride = max(1, block_size // 2) if stride is None else stride
     if not 1 <= stride <= block_size:
-        raise ValueError(f"stride is {stride}; it must be from 1 to the window's {block_size} characters.")
+        raise UserError(f"stride is {stride}; it must be from 1 to the window's {block_size} characters.")
     return stride
 
 
@@ -322,18 +323,18 @@ class Writer:
             After each step the same samples, one per prompt, as far as they have come.
 
         Raises:
-            ValueError: a prompt or stop string has characters that the model doesn't know, or a setting is out of
+            UserError: a prompt or stop string has characters that the model doesn't know, or a setting is out of
                 range. It is raised at once, before anything is written.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         check_stride(stride, self.gpt.config.block_size)
         if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; a text can't have fewer than 0 characters.")
+            raise UserError(f"max_new_tokens is {max_new_tokens}; a text can't have fewer than 0 characters.")
         if not 0 <= seed <= 2**63 - len(prompts):
-            raise ValueError(f"seed is {seed}; it must be a whole number from 0 to 2^63.")
+            raise UserError(f"seed is {seed}; it must be a whole number from 0 to 2^63.")
         stops = [self.tokenizer.encode(s).tolist() for s in ([stop] if isinstance(stop, str) else stop)]
         if [] in stops:
-            raise ValueError("A stop string is empty; it must have at least one character.")
+            raise UserError("A stop string is empty; it must have at least one character.")
         ids = [self.tokenizer.encode(prompt or self.tokenizer.start).tolist() for prompt in prompts]
         samples = [Sample(prompt, seed + i) for i, prompt in enumerate(prompts)]
         if max_new_tokens == 0:

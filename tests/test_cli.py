@@ -15,8 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY, assert_clear_error, make_text, run_minigpt
-from minigpt.callbacks import TextSampler
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.training.callbacks import TextSampler
+from minigpt.training.module import GPTLightningModule
 
 RUN = Path("lightning_logs/tiny/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import Result, assert_clear_error, run_minigpt
-from minigpt import plan
 from minigpt.model import Dropout
+from minigpt.training import plan
 from test_cli import curve
 from test_resume import CONFIG, assert_same, last
 

@@ -22,11 +22,11 @@ import torch
 import zstandard
 
 from conftest import assert_clear_error, make_text, run_minigpt
-from minigpt import sources
-from minigpt.corpus import CorpusReader
-from minigpt.entropy import conditional_entropy, ladder
-from minigpt.sources import Download, Source
-from minigpt.tokenizer import TOKENIZERS, UNKNOWN, CharTokenizer
+from minigpt.text import sources
+from minigpt.text.baselines import conditional_entropy, ladder
+from minigpt.text.corpus import CorpusReader
+from minigpt.text.sources import Download, Source
+from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN, CharTokenizer
 from test_cli import printed
 
 MIXED = "Latin, Ελληνικά, 漢字かな, עברית, naïve 😀🎭\n"
@@ -246,7 +246,7 @@ def test_separate_validation_and_test_texts(workplace: Path) -> None:
 def test_a_second_start_does_not_read_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     file.write_text(make_text(1000))
-    monkeypatch.setattr("minigpt.corpus.time.time_ns", lambda: 1 << 62)  # long after the file was written
+    monkeypatch.setattr("minigpt.text.corpus.time.time_ns", lambda: 1 << 62)  # long after the file was written
     first = CorpusReader(tmp_path / "data").open(str(file))
     monkeypatch.setattr(Source, "chunks", lambda *args: pytest.fail("the text was read again"))
     assert CorpusReader(tmp_path / "data").open(str(file)) == first
@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_old_ids_and_no_torn_ones(workplace: Path, monkey
 
 def test_killed_half_way_nothing_is_taken_for_whole(workplace: Path) -> None:
     code = (
-        "import os, sys; from minigpt.corpus import *; from minigpt.tokenizer import CharTokenizer;"
+        "import os, sys; from minigpt.text.corpus import *; from minigpt.text.tokenizer import CharTokenizer;"
         "CharTokenizer.encode = lambda self, text: os.kill(os.getpid(), 9);"
         "CorpusReader(Path('data')).open('text.txt')"
     )

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import minigpt.files
 from conftest import assert_clear_error, run_minigpt
-from minigpt.checkpoint import load_gpt, read_checkpoint, write_checkpoint
-from minigpt.prove import compare, read_curves, walk
+from minigpt.run import load_gpt, read_checkpoint, write_checkpoint
+from minigpt.training.proof import compare, read_curves, walk
 
 LAST = Path("lightning_logs/tiny/version_0/checkpoints/last.ckpt")
 
@@ -105,8 +105,8 @@ def test_prove_resume_finds_a_difference(workplace: Path, monkeypatch: pytest.Mo
         return False
 
     assert run_minigpt("fit", *SHORT, "--model.norm", "pre").code == 0
-    monkeypatch.setattr("minigpt.prove.finish", forge)
-    monkeypatch.setattr("minigpt.prove.kill_after", forge_and_change)
+    monkeypatch.setattr("minigpt.training.proof.finish", forge)
+    monkeypatch.setattr("minigpt.training.proof.kill_after", forge_and_change)
     result = run_minigpt("prove-resume", "--config", "tiny.yaml", "--steps", 12)
     assert result.code == 1
     assert "DIFFERENT: gpt.final_norm.weight" in result.out

@@ -22,11 +22,11 @@ import torch
 
 import minigpt
 from conftest import assert_clear_error, run_minigpt
-from minigpt.checkpoint import load_gpt
 from minigpt.generation import RowLinear, Sampling, Writer, draw, generate, quicken
-from minigpt.lightning_module import GPTLightningModule
 from minigpt.model import GPT, GPTConfig
-from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+from minigpt.run import load_gpt
+from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
+from minigpt.training.module import GPTLightningModule
 
 LAST = Path("lightning_logs/tiny/version_0/checkpoints/last.ckpt")
 GREEDY = Sampling(temperature=0)

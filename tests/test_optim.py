@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.lightning_module import GPTLightningModule
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor, orthogonalise
+from minigpt.training.module import GPTLightningModule
 
 
 def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:

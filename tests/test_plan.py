@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from conftest import assert_clear_error, run_minigpt
-from minigpt import plan
+from minigpt.cost import flops_per_token
 from minigpt.model import GPT, GPTConfig
-from minigpt.speed import flops_per_token
+from minigpt.training import plan
 
 
 @pytest.fixture(autouse=True)

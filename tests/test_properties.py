@@ -13,11 +13,12 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.corpus import CorpusReader, split_places
-from minigpt.datamodule import IGNORED, ScoringBatches, TrainingBatches, TrainingLoader
 from minigpt.generation import Sampling, draw
 from minigpt.optim import Schedule, learning_rate_factor
-from minigpt.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
+from minigpt.text.corpus import CorpusReader, split_places
+from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
+from minigpt.text.windows import IGNORED, ScoringBatches, TrainingBatches
+from minigpt.training.data import TrainingLoader
 
 # The same examples each time, so that a test never fails by chance alone.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100)
@@ -107,7 +108,7 @@ def test_characters_in_pieces_make_the_text_that_they_make_together(
 @given(st.lists(st.sampled_from(["a", "é", "漢", "😀", "\r", "\n", "\x85", "\0"]), min_size=1), st.integers(1, 9))
 def test_a_file_is_read_the_same_in_chunks_of_any_size(characters: list[str], chunk: int) -> None:
     text = "".join(characters)
-    with tempfile.TemporaryDirectory() as folder, patch("minigpt.sources.CHUNK_BYTES", chunk):
+    with tempfile.TemporaryDirectory() as folder, patch("minigpt.text.sources.CHUNK_BYTES", chunk):
         file = Path(folder, "a.txt")
         file.write_bytes(text.encode())
         corpus = CorpusReader(Path(folder, "data")).open(str(file))

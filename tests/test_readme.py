@@ -49,7 +49,7 @@ def test_every_command_works_in_the_order_of_the_readme(
             words = words[words.index("&&", words.index("pip")) + 1 :]  # what follows the installation
         if words[:3] == ["python", "-m", "minigpt"]:
             if words[3] == "plan":
-                monkeypatch.setattr("minigpt.plan.CALIBRATION", 0.1)
+                monkeypatch.setattr("minigpt.training.plan.CALIBRATION", 0.1)
             if words[3] == "prove-resume":
                 words += ["--steps", "3", "--kills", "1", *SHORTER]
             if words[3] == "fit":

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from conftest import TINY_SHAKESPEARE, make_text
-from minigpt import sources
-from minigpt.corpus import Corpus, CorpusReader
-from minigpt.datamodule import IGNORED, CharDataModule, ScoringBatches, TrainingBatches
-from minigpt.tokenizer import CharTokenizer
+from minigpt.text import sources
+from minigpt.text.corpus import Corpus, CorpusReader
+from minigpt.text.tokenizer import CharTokenizer
+from minigpt.text.windows import IGNORED, ScoringBatches, TrainingBatches
+from minigpt.training.data import CharDataModule
 
 MIXED = "Ελλάδα, 漢字 עברית 😀 \t\x00 naïve\n"
 
@@ -62,7 +63,7 @@ def test_line_ends_become_newlines_and_a_byte_order_mark_goes(tmp_path: Path) ->
 
 
 def test_a_character_cut_by_the_chunk_border_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.sources.CHUNK_BYTES", 3)
+    monkeypatch.setattr("minigpt.text.sources.CHUNK_BYTES", 3)
     file = tmp_path / "a.txt"
     text = "é漢😀\r\n" * 5
     file.write_text(text, encoding="utf-8", newline="")

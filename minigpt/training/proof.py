@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from minigpt.checkpoint import LOG_DIR, read_checkpoint
+from minigpt.errors import UserError
+from minigpt.run import LOG_DIR, read_checkpoint
 
 CURVES = ("train/loss", "train/grad_norm", "train/grad_norm_max", "val/loss")
 
@@ -34,12 +35,12 @@ def prove_resume(args: list[str]) -> None:
     parser.add_argument("--kill_seed", type=int, default=1, help="decides when to kill (1)")
     own, fit = parser.parse_known_args(args)
     if own.steps < 2 or not 1 <= own.kills < own.steps:
-        raise ValueError(
+        raise UserError(
             f"--steps {own.steps} --kills {own.kills}: kill at least once, and less often than there are steps."
         )
     for flag in ("--ckpt_path", "--name", "--trainer.max_steps"):
         if any(arg == flag or arg.startswith(flag + "=") for arg in fit):
-            raise ValueError(f"prove-resume trains runs of its own, so {flag} can't be given (--steps can).")
+            raise UserError(f"prove-resume trains runs of its own, so {flag} can't be given (--steps can).")
     defaults = {"--trainer.val_check_interval": 12, "--trainer.limit_val_batches": 2, "--sampler.every_n_steps": 12}
     for flag, value in defaults.items():
         if not any(arg == flag or arg.startswith(flag + "=") for arg in fit):
@@ -101,7 +102,7 @@ def finish(args: list[str], run: Path) -> None:
     with start(args) as process:
         _, errors = process.communicate()
     if process.returncode or not (run / "checkpoints" / "last.ckpt").is_file():
-        raise ValueError(f"fit failed: {errors.decode(errors='replace').strip()[-1000:]}")
+        raise UserError(f"fit failed: {errors.decode(errors='replace').strip()[-1000:]}")
 
 
 def kill_after(args: list[str], last: Path, saves: int, wait: float, start_up: float) -> bool:
@@ -115,7 +116,7 @@ def kill_after(args: list[str], last: Path, saves: int, wait: float, start_up: f
         start_up: or this many seconds after its start, if it has saved nothing by then.
 
     Raises:
-        ValueError: it ended in an error of its own.
+        UserError: it ended in an error of its own.
     """
     seen, before, began = 0, modified(last), time.monotonic()
     with start(args) as process:
@@ -131,7 +132,7 @@ def kill_after(args: list[str], last: Path, saves: int, wait: float, start_up: f
             time.sleep(0.002)
         assert process.stderr is not None
         if process.returncode:
-            raise ValueError(f"fit failed: {process.stderr.read().decode(errors='replace').strip()[-1000:]}")
+            raise UserError(f"fit failed: {process.stderr.read().decode(errors='replace').strip()[-1000:]}")
     return False
 
 
@@ -176,3 +177,8 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def main(command: str, args: list[str]) -> None:
+    """Run the command from its arguments."""
+    prove_resume(args)

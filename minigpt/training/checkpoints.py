@@ -13,14 +13,15 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from minigpt.checkpoint import read_checkpoint, write_checkpoint
-from minigpt.datamodule import CharDataModule
+from minigpt.errors import UserError
 from minigpt.files import sync_folder
-from minigpt.lightning_module import GPTLightningModule
+from minigpt.run import read_checkpoint, write_checkpoint
+from minigpt.training.data import CharDataModule
+from minigpt.training.module import GPTLightningModule
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Reads and writes checkpoint files as :mod:`minigpt.checkpoint` does.
+    """Reads and writes checkpoint files as :mod:`minigpt.run` does.
 
     Lightning's own writer goes through a temporary folder that may lie on another file system, where a kill or a
     full disk leaves a torn file behind.
@@ -48,7 +49,7 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 0) -> None:
         if every_n_steps < 0:
-            raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}; it must be at least 0 (for not).")
+            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}; it must be at least 0 (for not).")
         self.every_n_steps = every_n_steps
         self.best_score = float("inf")
         self.best_path: Path | None = None
@@ -198,7 +199,7 @@ class FiniteCheck(Callback):
 
     def _end(self, what: str, step: int) -> None:
         good = self.checkpoint.last_good(step)
-        raise ValueError(
+        raise UserError(
             f"Training went astray: {what} "
             + (f"The last good checkpoint is {good}. " if good else "No good checkpoint was written before. ")
             + "Most often the learning rate is too high: begin anew with a smaller --model.learning_rate "

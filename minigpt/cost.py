@@ -1,8 +1,9 @@
-"""How much memory a model takes, found before it is built."""
+"""What a model costs, found before it is built: parameters, memory, arithmetic."""
 
 import os
 from pathlib import Path
 
+from minigpt.errors import UserError
 from minigpt.model import GPTConfig
 
 FLOAT = 4  # bytes
@@ -32,7 +33,7 @@ def memory_of_machine() -> int | None:
 
 
 def check_memory(config: GPTConfig, floats_per_parameter: int = 1, sequences: int = 1) -> None:
-    """Raise a ValueError if a model would take more memory than the machine has.
+    """Raise a UserError if a model would take more memory than the machine has.
 
     Counted is what it takes at the very least: the parameters; for each sequence its keys and values, or what of its
     residual stream is kept for the gradient, and its logits; and one attention pattern.
@@ -43,8 +44,18 @@ def check_memory(config: GPTConfig, floats_per_parameter: int = 1, sequences: in
     needed = FLOAT * (floats_per_parameter * parameters + sequences * sequence + T * T) + LAYER * config.n_layer
     there = memory_of_machine()
     if there is not None and needed > there:
-        raise ValueError(
+        raise UserError(
             f"A model of {config.n_layer:,} layers x {C:,} with a window of {T:,} has {parameters:,} parameters; with "
             f"{sequences:,} sequences at once it would take at least {needed / 1e9:,.1f} GB of memory, and this "
             f"machine has {there / 1e9:,.1f} GB."
         )
+
+
+def flops_per_token(config: GPTConfig) -> int:
+    """Floating-point operations to train on one token, forward and backward.
+
+    Six for each weight of a matrix that the token passes, the output among them, and for attention 12 per layer,
+    channel and position of the window (Chowdhery et al. 2022, "PaLM", appendix B). Future positions count too.
+    """
+    L, C, T = config.n_layer, config.n_embd, config.block_size
+    return 6 * (12 * L * C * C + config.vocab_size * C) + 12 * L * C * T

@@ -12,11 +12,14 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from minigpt.callbacks import make_tokenizer
-from minigpt.cli import MiniGPTCLI, say, train
+from minigpt.__main__ import STARTED
+from minigpt.cost import flops_per_token
+from minigpt.errors import UserError
 from minigpt.generation import Writer
-from minigpt.lightning_module import NO_END, GPTLightningModule
-from minigpt.speed import compute_dtype, flops_per_token, matrix_peak
+from minigpt.training.callbacks import make_tokenizer
+from minigpt.training.cli import MiniGPTCLI, say, train
+from minigpt.training.machine import compute_dtype, matrix_peak
+from minigpt.training.module import NO_END, GPTLightningModule
 
 CALIBRATION = 10.0  # seconds
 
@@ -43,7 +46,7 @@ class PlanCLI(MiniGPTCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         assert isinstance(self.model, GPTLightningModule)
         if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
+            raise UserError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
         start_up = time.perf_counter() - self.started
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")
@@ -64,7 +67,7 @@ class PlanCLI(MiniGPTCLI):
         per_epoch = -(-self._batches_of_an_epoch() // self.trainer.accumulate_grad_batches)
         ends = [end for end in (self.trainer.max_steps, per_epoch * (self.trainer.max_epochs or -1)) if end >= 0]
         if not ends:
-            raise ValueError(NO_END)
+            raise UserError(NO_END)
         return int(min(ends) - self.checkpoint.get("global_step", 0))
 
     def _batches_of_an_epoch(self) -> int:
@@ -193,3 +196,8 @@ def show_time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def main(command: str, args: list[str]) -> None:
+    """Run the command from its arguments."""
+    plan(args, STARTED)

@@ -18,11 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from minigpt.cost import flops_per_token
+from minigpt.errors import UserError
 from minigpt.files import written_whole
 from minigpt.generation import Sampling, Writer
-from minigpt.lightning_module import GPTLightningModule, logs_step
-from minigpt.speed import compute_dtype, flops_per_token, matrix_peak
-from minigpt.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.training.machine import compute_dtype, matrix_peak
+from minigpt.training.module import GPTLightningModule, logs_step
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
@@ -63,11 +65,11 @@ class TextSampler(Callback):
     ) -> None:
         Sampling(temperature, top_k)  # raises where a setting can't be
         if max_new_tokens < 0:
-            raise ValueError(f"sampler.max_new_tokens is {max_new_tokens}; it must be at least 0.")
+            raise UserError(f"sampler.max_new_tokens is {max_new_tokens}; it must be at least 0.")
         if every_n_steps < 0:
-            raise ValueError(f"sampler.every_n_steps is {every_n_steps}; it must be at least 0 (for no samples).")
+            raise UserError(f"sampler.every_n_steps is {every_n_steps}; it must be at least 0 (for no samples).")
         if not 0 <= seed < 2**63:
-            raise ValueError(f"sampler.seed is {seed}; it must be at least 0 and less than 2^63.")
+            raise UserError(f"sampler.seed is {seed}; it must be at least 0 and less than 2^63.")
         self.every_n_steps = every_n_steps
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
@@ -315,14 +317,14 @@ class NatsWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "predict" and trainer.world_size > 1:
-            raise ValueError("predict writes one file in the order of the text: run it with --trainer.devices 1.")
+            raise UserError("predict writes one file in the order of the text: run it with --trainer.devices 1.")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.path = Path(self.output or f"{Path(data.predict_corpus).stem}.nats.csv")
         text = Path(data.predict_corpus)  # or a glob, or the name of a corpus, which are no file
         if self.path.exists() and text.exists() and self.path.samefile(text):
-            raise ValueError(f"--output {self.path} is the text itself; it would be overwritten. Name another file.")
+            raise UserError(f"--output {self.path} is the text itself; it would be overwritten. Name another file.")
         file = self._open.enter_context(written_whole(self.path))
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._csv = csv.writer(self._text)

@@ -13,11 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from minigpt.errors import building_from
-from minigpt.memory import check_memory
+from minigpt.cost import check_memory
+from minigpt.errors import UserError, building_from
 from minigpt.model import GPT, GPTConfig
 from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
-from minigpt.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.text.tokenizer import TOKENIZERS
+from minigpt.training.metrics import Scores
 
 
 def logs_step(trainer: Trainer, step: int) -> bool:
@@ -27,45 +28,6 @@ def logs_step(trainer: Trainer, step: int) -> bool:
 
 
 NO_END = "The learning rate falls until training ends, so give an end: --trainer.max_steps N."
-SCORES = ("loss", "bits_per_char", "bits_per_byte", "perplexity")
-
-
-class Scores(nn.Module):
-    """The means over a split, over all devices. A loss that is not a number shows in them.
-
-    Args:
-        tokenizer: tells how many bytes and characters an id stands for.
-    """
-
-    def __init__(self, tokenizer: CharTokenizer) -> None:
-        super().__init__()
-        self.nats, self.bytes, self.characters = (MeanMetric(nan_strategy="disable") for _ in range(3))
-        self.register_buffer("bytes_V", torch.tensor(tokenizer.byte_counts()), persistent=False)
-        self.register_buffer("characters_V", torch.tensor(tokenizer.character_counts()), persistent=False)
-        self.bytes_V: Tensor
-        self.characters_V: Tensor
-
-    def update(self, nats: Tensor, targets_BT: Tensor) -> None:
-        """Add the nats of the scored targets, (number of them,), in order."""
-        targets = targets_BT[targets_BT >= 0]
-        self.nats.update(nats)
-        self.bytes.update(self.bytes_V[targets])
-        self.characters.update(self.characters_V[targets])
-
-    def compute(self) -> dict[str, Tensor]:
-        """Loss (nats per id), bits per character and per byte, perplexity (per id)."""
-        loss = self.nats.compute()
-        bits = loss / math.log(2)
-        return {
-            "loss": loss,
-            "bits_per_char": bits / self.characters.compute(),
-            "bits_per_byte": bits / self.bytes.compute(),
-            "perplexity": loss.exp(),
-        }
-
-    def reset(self) -> None:
-        for metric in (self.nats, self.bytes, self.characters):
-            metric.reset()
 
 
 class GPTLightningModule(LightningModule):
@@ -96,7 +58,7 @@ class GPTLightningModule(LightningModule):
         gpt: the fields of :class:`~minigpt.model.GPTConfig`.
 
     Raises:
-        ValueError: a setting is out of range.
+        UserError: a setting is out of range.
     """
 
     def __init__(
@@ -121,11 +83,11 @@ class GPTLightningModule(LightningModule):
         super().__init__()
         for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
             if not 0 < rate < math.inf:
-                raise ValueError(f"model.{name} is {rate}; it must be more than 0.")
+                raise UserError(f"model.{name} is {rate}; it must be more than 0.")
         if not 0 <= muon_momentum < 1:
-            raise ValueError(f"model.muon_momentum is {muon_momentum}; it must be at least 0 and less than 1.")
+            raise UserError(f"model.muon_momentum is {muon_momentum}; it must be at least 0 and less than 1.")
         if warmup_steps < 0 or not 0 <= weight_decay < math.inf or not 0 <= decay_fraction <= 1:
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps = {warmup_steps} and weight_decay = {weight_decay} must be at least 0; "
                 f"decay_fraction = {decay_fraction} must be from 0 to 1."
             )
@@ -202,7 +164,7 @@ class GPTLightningModule(LightningModule):
     ) -> None:
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
         if gradient_clip_algorithm == "value":
-            raise ValueError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
+            raise UserError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
         # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)
         clip = getattr(self.trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, self.parameters()))
         self.grad_norm = clip(gradient_clip_val or math.inf)
@@ -210,7 +172,7 @@ class GPTLightningModule(LightningModule):
     def configure_optimizers(self) -> Any:
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
-            raise ValueError(NO_END)
+            raise UserError(NO_END)
         factor = partial(
             learning_rate_factor,
             schedule=self.hparams["schedule"],
@@ -240,7 +202,7 @@ class GPTLightningModule(LightningModule):
             matrices = hidden_matrices(parameters)
             others = {name: p for name, p in parameters.items() if name not in matrices}
             if not matrices:  # under FSDP
-                raise ValueError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
+                raise UserError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
             muon = {
                 "lr": h.muon_learning_rate,
                 "momentum": h.muon_momentum,
@@ -251,7 +213,7 @@ class GPTLightningModule(LightningModule):
         return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take up the weights of a checkpoint; a ValueError if they are not those of this model."""
+        """Take up the weights of a checkpoint; a UserError if they are not those of this model."""
         with building_from("The checkpoint's state_dict"):
             return super().load_state_dict(state_dict, strict, assign)
 

@@ -24,9 +24,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from minigpt.errors import UserError
 from minigpt.files import written_whole
-from minigpt.sources import Source, find_sources
-from minigpt.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, code_points
+from minigpt.text.sources import Source, find_sources
+from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, code_points
 
 LARGEST_VOCABULARY = 1 << 18  # Unicode has about 155,000 characters; what has more is no text
 BOM = "\ufeff"
@@ -69,11 +70,11 @@ class Corpus:
 
 
 def check_fractions(val_fraction: float | None, test_fraction: float | None) -> None:
-    """Raise a ValueError unless there is something to train and to validate on. None: that split is another text."""
+    """Raise a UserError unless there is something to train and to validate on. None: that split is another text."""
     val = 1e-9 if val_fraction is None else val_fraction
     test = test_fraction or 0.0
     if not 0 < val < 1 or not 0 <= test < 1 > val + test:
-        raise ValueError(
+        raise UserError(
             f"val_fraction = {val_fraction} and test_fraction = {test_fraction} leave no sound split: validation "
             "must be more than 0, test at least 0, and together they must leave something to train on."
         )
@@ -108,11 +109,11 @@ class CorpusReader:
         """Encode a corpus, or find it encoded.
 
         Args:
-            corpus: see :func:`minigpt.sources.find_sources`.
+            corpus: see :func:`minigpt.text.sources.find_sources`.
             vocabulary: the characters to number; by default those of the text, sorted by code point.
 
         Raises:
-            ValueError: there is no such corpus, it is empty or damaged, it is not in that encoding, it changes while
+            UserError: there is no such corpus, it is empty or damaged, it is not in that encoding, it changes while
                 it is read, it has characters outside ``vocabulary``, or far too many different ones.
             OSError: a file can't be read, or the ids can't be written.
         """
@@ -134,7 +135,7 @@ class CorpusReader:
             try:
                 result = self._encode(name, sources, vocabulary, folder)
             except ValueError as error:
-                raise ValueError(f"In the corpus {name}: {error}") from error
+                raise UserError(f"In the corpus {name}: {error}") from error
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                     raise
@@ -143,7 +144,7 @@ class CorpusReader:
                     "changed. Make room, or choose another folder with --data.data_dir."
                 ) from error
             if [source.stat() for source in sources] != stats:
-                raise ValueError(f"The corpus {name} changed while it was read. Try again when it is still.")
+                raise UserError(f"The corpus {name} changed while it was read. Try again when it is still.")
             # A file touched this very second could change once more without its time telling.
             if time.time_ns() - max(stat[4] for stat in stats) > 1_000_000_000:
                 with written_whole(index) as file:
@@ -153,10 +154,10 @@ class CorpusReader:
     def _encode(self, name: str, sources: list[Source], vocabulary: str | None, folder: Path) -> Corpus:
         scan = self._scan(sources)
         if not scan.length:
-            raise ValueError("it is empty; there is no character to learn from.")
+            raise UserError("it is empty; there is no character to learn from.")
         if vocabulary is None:
             if len(scan.vocabulary) > LARGEST_VOCABULARY:
-                raise ValueError(
+                raise UserError(
                     f"it has {len(scan.vocabulary):,} different characters, more than any text: it is something else, "
                     "or in another encoding (--data.encoding). As bytes it can be trained on: --data.tokenizer byte."
                 )
@@ -182,7 +183,7 @@ class CorpusReader:
 
                 on_the_other_core(file.write, encoded())
                 if written != scan.length:
-                    raise ValueError("it changed while it was read. Try again when it is still.")
+                    raise UserError("it changed while it was read. Try again when it is still.")
         return Corpus(name, vocabulary, scan.sha256, str(path), scan.length, scan.notes)
 
     def _scan(self, sources: list[Source]) -> "_Scan":
@@ -233,7 +234,7 @@ class CorpusReader:
             except UnicodeDecodeError as error:
                 # The decoder was handed this chunk behind what it had kept of the last one.
                 place = read - len(error.object) + error.start
-                raise ValueError(
+                raise UserError(
                     f"{source} is not {self.encoding}: byte {place} (0x{error.object[error.start]:02x}) begins no "
                     "character. If it is in another encoding, name it, for instance: --data.encoding latin-1. "
                     "Any file can be trained on as bytes: --data.tokenizer byte."
@@ -275,10 +276,10 @@ def incremental_decoder(encoding: str) -> codecs.IncrementalDecoder:
     """A decoder of ``encoding``.
 
     Raises:
-        ValueError: there is no such encoding of text.
+        UserError: there is no such encoding of text.
     """
     # Python's own encodings only: some packages, `future_typing` among them, register one that answers to any name.
     codec = encodings.search_function(encoding.lower())
     if codec is None or codec.incrementaldecoder is None or not codec._is_text_encoding:
-        raise ValueError(f"There is no text encoding {encoding!r}; utf-8, utf-16, latin-1 and cp1252 are some.")
+        raise UserError(f"There is no text encoding {encoding!r}; utf-8, utf-16, latin-1 and cp1252 are some.")
     return codec.incrementaldecoder()

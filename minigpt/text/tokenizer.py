@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from minigpt.errors import UserError
+
 CODE_POINTS = 0x110000
 UNKNOWN = "\ufffd"  # Unicode's replacement character: in a vocabulary it stands for all that the vocabulary lacks
 Decoder = Callable[[Sequence[int], bool], str]  # the next ids, and whether they are the last, to text
@@ -36,14 +38,14 @@ class CharTokenizer:
         vocabulary: every known character, once each.
 
     Raises:
-        ValueError: the vocabulary is empty or names a character twice.
+        UserError: the vocabulary is empty or names a character twice.
     """
 
     def __init__(self, vocabulary: str) -> None:
         if not vocabulary:
-            raise ValueError("The vocabulary is empty; it needs at least one character.")
+            raise UserError("The vocabulary is empty; it needs at least one character.")
         if len(set(vocabulary)) != len(vocabulary):
-            raise ValueError("The vocabulary names a character twice.")
+            raise UserError("The vocabulary names a character twice.")
         self.vocabulary = vocabulary
         self.unknown = vocabulary.find(UNKNOWN) if UNKNOWN in vocabulary else None
         self._codes = np.array([ord(character) for character in vocabulary], dtype="<u4")
@@ -70,7 +72,7 @@ class CharTokenizer:
         """Ids of the characters of ``text``, of :attr:`dtype`.
 
         Raises:
-            ValueError: a character is not in the vocabulary, nor is U+FFFD; the message names all of them.
+            UserError: a character is not in the vocabulary, nor is U+FFFD; the message names all of them.
         """
         if self.dtype is np.uint8 and text.isascii():
             raw = text.encode("ascii")
@@ -80,7 +82,7 @@ class CharTokenizer:
         ids = self._id_of_code[codes]
         if self.unknown is None and (lacking := ids == len(self.vocabulary)).any():
             unknown = np.unique(codes[lacking])
-            raise ValueError(
+            raise UserError(
                 f"{name_characters(''.join(map(chr, unknown)))}: not among the {len(self.vocabulary)} characters of "
                 "the model's vocabulary, so the model has no id for it. Remove or replace it."
             )
@@ -114,7 +116,7 @@ class ByteTokenizer(CharTokenizer):
 
     def __init__(self, vocabulary: str = BYTES) -> None:
         if vocabulary != self.BYTES:
-            raise ValueError("The byte tokenizer has a vocabulary of its own, the 256 bytes; it can't be given one.")
+            raise UserError("The byte tokenizer has a vocabulary of its own, the 256 bytes; it can't be given one.")
         super().__init__(vocabulary)
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:

@@ -20,17 +20,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from minigpt.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves, training_curves
-from minigpt.checkpoint import LOG_DIR, find_checkpoint, read_checkpoint
-from minigpt.checkpointing import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
-from minigpt.datamodule import CharDataModule
-from minigpt.entropy import ladder, show
-from minigpt.errors import building_from
-from minigpt.lightning_module import SCORES, GPTLightningModule
-from minigpt.memory import TRAINING, check_memory
-from minigpt.run_folder import new_run_folder, sole_owner
-from minigpt.speed import choose_precision, keep_freed_memory
-from minigpt.tokenizer import TOKENIZERS
+from minigpt.cost import TRAINING, check_memory
+from minigpt.errors import UserError, building_from
+from minigpt.run import LOG_DIR, find_checkpoint, new_run_folder, read_checkpoint, sole_owner
+from minigpt.text.baselines import ladder, show
+from minigpt.text.tokenizer import TOKENIZERS
+from minigpt.training.callbacks import (
+    NatsWriter,
+    ProgressBar,
+    TensorBoardExtras,
+    TextSampler,
+    TrainingCurves,
+    training_curves,
+)
+from minigpt.training.checkpoints import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
+from minigpt.training.data import CharDataModule
+from minigpt.training.machine import choose_precision, keep_freed_memory
+from minigpt.training.metrics import SCORES
+from minigpt.training.module import GPTLightningModule
 
 # What a checkpoint of a run holds, beside its hyperparameters.
 PARTS: dict[str, type] = {
@@ -131,15 +138,15 @@ class MiniGPTCLI(LightningCLI):
         if not settings.name and settings.config:
             settings.name = Path(getattr(settings.config[0], "relative", "minigpt")).stem
         if settings.name and (settings.name == ".." or Path(settings.name).name != settings.name):
-            raise ValueError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
+            raise UserError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
         if settings.ckpt_path:
             path = find_checkpoint(settings.ckpt_path, settings.name)
             with building_from(f"The checkpoint {path}"):
                 self._parse_beside_checkpoint(args, path)
         elif command != "fit":
-            raise ValueError(f"{command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
+            raise UserError(f"{command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
         elif not settings.config and not any(arg.startswith("--model") for arg in args):
-            raise ValueError(
+            raise UserError(
                 "fit needs a recipe: --config configs/quickstart.yaml, say. Without one it would train "
                 "all of GPT-1's 12 layers. Your own text is one flag more: --data.corpus FILE."
             )
@@ -153,7 +160,7 @@ class MiniGPTCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         for part, kind in PARTS.items():
             if not isinstance(checkpoint.get(part), kind):
-                raise ValueError(f"{path} is not a checkpoint of a run: it was not made by minigpt fit. (No {part}.)")
+                raise UserError(f"{path} is not a checkpoint of a run: it was not made by minigpt fit. (No {part}.)")
         model = dict(checkpoint["hyper_parameters"])
         data = dict(checkpoint["datamodule_hyper_parameters"])
         data["vocabulary"] = model.pop("vocabulary")
@@ -180,7 +187,7 @@ class MiniGPTCLI(LightningCLI):
             free |= {f"data.{k}" for k in ("val_fraction", "test_fraction", "val_corpus", "test_corpus", "encoding")}
         for key, value in own.items():
             if key not in free and settings[key] != value:
-                raise ValueError(
+                raise UserError(
                     f"{key} is given as {settings[key]!r}, but the checkpoint {path} was made with {value!r}. "
                     "A checkpoint keeps its own settings: leave out the flag, or the --config that sets it; "
                     "or start a new run without --ckpt_path."
@@ -206,20 +213,20 @@ class MiniGPTCLI(LightningCLI):
         for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "gradient_clip_val"):
             value = trainer[key]
             if isinstance(value, int | float) and not (value > 0 or (value == 0 and key == "gradient_clip_val")):
-                raise ValueError(f"trainer.{key} is {value}; it must be more than 0.")
+                raise UserError(f"trainer.{key} is {value}; it must be more than 0.")
         if not isinstance(trainer.val_check_interval, int | float | None):
-            raise ValueError(
+            raise UserError(
                 f"trainer.val_check_interval is {trainer.val_check_interval!r}; it must be a number of batches, or a "
                 "fraction of an epoch. A run that validates by the clock could not be repeated."
             )
         if not isinstance(patience := self.config[self.subcommand].early_stopping.patience, int):
-            raise ValueError(f"early_stopping.patience is {patience}; it must be a number of validations.")
+            raise UserError(f"early_stopping.patience is {patience}; it must be a number of validations.")
         monitor = self.config[self.subcommand].early_stopping.monitor
         if monitor not in (scores := [f"val/{name}" for name in SCORES]):
-            raise ValueError(f"early_stopping.monitor is {monitor!r}; what is scored is {', '.join(scores)}.")
+            raise UserError(f"early_stopping.monitor is {monitor!r}; what is scored is {', '.join(scores)}.")
         interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % accumulated:
-            raise ValueError(
+            raise UserError(
                 f"trainer.val_check_interval = {interval} counts batches; with accumulate_grad_batches = {accumulated} "
                 f"it would validate in the middle of an optimizer step. Make it a multiple of {accumulated}."
             )
@@ -234,7 +241,7 @@ class MiniGPTCLI(LightningCLI):
         progress = {"max_steps": (self.checkpoint["global_step"], max_steps), "max_epochs": (epochs, max_epochs)}
         for limit, (done, end) in progress.items():
             if end is not None and 0 <= end <= done:
-                raise ValueError(
+                raise UserError(
                     f"The run of {self.checkpoint_path} is complete: it has done {done} of {limit} = {end}. "
                     f"To train it further, give a larger --trainer.{limit}."
                 )
@@ -254,9 +261,12 @@ class MiniGPTCLI(LightningCLI):
             if not self.makes_run:
                 kwargs["logger"] = False
             elif not trainer.fast_dev_run:
-                folder = self.run_folder or new_run_folder(LOG_DIR / (self._get(self.config, "name") or "minigpt"))
+                rank = rank_zero_only.rank  # type: ignore[attr-defined]
+                folder = self.run_folder or new_run_folder(
+                    LOG_DIR / (self._get(self.config, "name") or "minigpt"), rank
+                )
                 kwargs["default_root_dir"] = str(folder)
-                self.until_done.enter_context(sole_owner(folder))
+                self.until_done.enter_context(sole_owner(folder, rank))
                 if trainer.logger in (None, True):
                     kwargs["logger"] = self._tensorboard_logger(folder)
                 if kwargs.get("logger") or trainer.logger:
@@ -357,7 +367,7 @@ def train(command: str, args: list[str], cli: Callable[[list[str], ExitStack], M
         cli: what to do it with.
 
     Raises:
-        ValueError: the user asked for something that can't be; the message says what and why.
+        UserError: the user asked for something that can't be; the message says what and why.
         SystemExit: the run was stopped by a signal, after it was saved.
     """
     for talker in ("fabric.utilities", "pytorch.utilities"):  # devices that are not there, tips, defaults taken
@@ -374,7 +384,7 @@ def train(command: str, args: list[str], cli: Callable[[list[str], ExitStack], M
         with ExitStack() as until_done:
             cli([command, *args], until_done)
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
@@ -389,7 +399,7 @@ def check_groups(file: str, settings: dict[str, Any]) -> None:
     groups = {"data", "model", "trainer", "sampler", "checkpoint", "early_stopping"}
     for name in groups & set(settings):
         if not isinstance(settings[name], dict):
-            raise ValueError(f"{file}: {name} is {settings[name]!r}; it must be a group of settings, {name}: {{...}}.")
+            raise UserError(f"{file}: {name} is {settings[name]!r}; it must be a group of settings, {name}: {{...}}.")
 
 
 def program() -> str:
@@ -405,3 +415,8 @@ def tensorboard_command(checkpoint: Path) -> str:
 def say(text: str) -> None:
     """Tell the user, once, however many processes there are."""
     print(text, flush=True)
+
+
+def main(command: str, args: list[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` from its arguments."""
+    train(command, args)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minigpt.commands import call
+from minigpt.errors import UserError
 from minigpt.files import written_whole
 from minigpt.generation import Sampling, Writer
 
@@ -89,7 +91,7 @@ class Chat:
                 return False
             name, _, argument = line[1:].partition(" ")
             if (do := getattr(self, f"do_{name}", None)) is None:
-                raise ValueError(f"There is no command /{name}; /help lists those there are.")
+                raise UserError(f"There is no command /{name}; /help lists those there are.")
             return bool(do(argument.strip()))
         except (ValueError, OSError) as error:
             print(error)
@@ -120,7 +122,7 @@ class Chat:
 
     def do_retry(self, _: str) -> None:
         if not self.text:
-            raise ValueError("There is no answer yet.")
+            raise UserError("There is no answer yet.")
         self.answer(self.before)
 
     def do_new(self, _: str) -> None:
@@ -128,10 +130,10 @@ class Chat:
 
     def do_save(self, argument: str) -> None:
         if not argument:
-            raise ValueError("Name a file: /save story.txt")
+            raise UserError("Name a file: /save story.txt")
         path = Path(argument).expanduser()
         if path.exists():
-            raise ValueError(f"{path} is there already; name another file.")
+            raise UserError(f"{path} is there already; name another file.")
         with written_whole(path) as file:
             file.write(self.text.encode("utf-8", "surrogatepass"))
         print(f"Saved {len(self.text):,} characters in {path}.")
@@ -147,12 +149,12 @@ class Chat:
 
     def do_length(self, argument: str) -> None:
         if (length := number(argument, int)) < 1:
-            raise ValueError(f"length is {length}; it must be at least 1.")
+            raise UserError(f"length is {length}; it must be at least 1.")
         self.length = length
 
     def do_seed(self, argument: str) -> None:
         if not 0 <= (seed := number(argument, int)) < 2**63:
-            raise ValueError(f"seed is {seed}; it must be a whole number from 0 to 2^63.")
+            raise UserError(f"seed is {seed}; it must be a whole number from 0 to 2^63.")
         self.seed = seed
 
     def do_settings(self, _: str) -> None:
@@ -174,4 +176,23 @@ def number(text: str, kind: type[Number]) -> Number:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a {'whole ' * (kind is int)}number.") from None
+        raise UserError(f"{text!r} is not a {'whole ' * (kind is int)}number.") from None
+
+
+def chat(ckpt_path: str, device: str = "cpu") -> None:
+    """Write together with a trained model: type the beginning of a text, watch it go on.
+
+    Args:
+        ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
+        device: where to compute, as PyTorch names it: cpu, cuda, mps.
+    """
+    if sys.stdin is None:
+        raise UserError("chat reads what you type from the standard input, which is closed.")
+    from minigpt import load
+
+    Chat(load(ckpt_path, device)).run()
+
+
+def main(command: str, args: list[str]) -> None:
+    """Run the command from its arguments."""
+    call(chat, args, f"minigpt {command}")

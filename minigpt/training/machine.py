@@ -1,4 +1,4 @@
-"""How fast a machine trains a model, and how fast it could."""
+"""What the machine can do: its precision, its peak, its memory between two steps."""
 
 import ctypes
 import statistics
@@ -6,18 +6,6 @@ import sys
 import time
 
 import torch
-
-from minigpt.model import GPTConfig
-
-
-def flops_per_token(config: GPTConfig) -> int:
-    """Floating-point operations to train on one token, forward and backward.
-
-    Six for each weight of a matrix that the token passes, the output among them, and for attention 12 per layer,
-    channel and position of the window (Chowdhery et al. 2022, "PaLM", appendix B). Future positions count too.
-    """
-    L, C, T = config.n_layer, config.n_embd, config.block_size
-    return 6 * (12 * L * C * C + config.vocab_size * C) + 12 * L * C * T
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
