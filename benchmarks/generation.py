@@ -8,28 +8,32 @@ that is now faster and now slower treats them alike::
 
 import argparse
 import importlib.util
-import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from compare import Ratio, in_turn
 
-from minigpt.generation import Sampling, generate, quicken
+from minigpt.fast import apply
+from minigpt.generation import Writer
 from minigpt.model import GPT, GPTConfig
+from minigpt.run import write_checkpoint
+from minigpt.text.tokenizer import CharTokenizer
 
-VOCABULARY, BLOCK_SIZE = 65, 256
+CHARACTERS, BLOCK_SIZE = "".join(map(chr, range(32, 32 + 65))), 256
 
 
 def make_minigpt(n_layer: int, n_head: int, n_embd: int) -> GPT:
     """GPT-2's architecture, which is that of both peers, with random weights."""
     torch.manual_seed(0)
-    config = GPTConfig(VOCABULARY, BLOCK_SIZE, n_layer, n_head, n_embd, norm="pre")
+    config = GPTConfig(len(CHARACTERS), BLOCK_SIZE, n_layer, n_head, n_embd, norm="pre")
     return GPT(config).eval()
 
 
@@ -65,7 +69,7 @@ def make_peers(gpt: GPT, nanogpt: Path) -> tuple[Any, Any]:
     nano.transformer.load_state_dict(weights)
     conv1d = {name: w.t() if ".c_" in name and w.ndim == 2 else w for name, w in weights.items()}
     hugging.transformer.load_state_dict(conv1d)
-    prompt = torch.randint(VOCABULARY, (1, 100), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(len(CHARACTERS), (1, 100), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for logits in (nano(prompt)[0][:, -1], hugging(prompt).logits[:, -1]):
             torch.testing.assert_close(logits, gpt(prompt)[:, -1], atol=2e-3, rtol=1e-3)
@@ -78,73 +82,59 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each, taken in turn."""
-    for work in works.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work))
-    return times
-
-
-def print_rates(times: dict[str, list[float]], characters: dict[str, int], ours: str = "minigpt") -> None:
-    """A line each: median rate, and how many times as fast minigpt writes, round by round."""
-    for name, taken in times.items():
-        rate = statistics.median(characters[name] / t for t in taken)
-        ratio = statistics.median(
-            (characters[ours] / mine) / (characters[name] / t) for mine, t in zip(times[ours], taken, strict=True)
-        )
-        print(f"  {name:<28} {rate:>9,.0f} characters/s   minigpt writes {ratio:6.2f} times as fast")
+def timed(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each, taken in turn after one time that is not counted."""
+    measures = {name: partial(seconds, work) for name, work in works.items()}
+    in_turn(measures, 1)
+    return in_turn(measures, rounds)
 
 
 def bench_shape(nanogpt: Path, shape: tuple[int, int, int], length: int, rounds: int) -> None:
     n_layer, _, n_embd = shape
     gpt = make_minigpt(*shape)
     nano, hugging = make_peers(gpt, nanogpt)
-    quicken(gpt)
-    sampling = Sampling(temperature=0.8, top_k=40)
+    print(f"\n{n_layer} layers x {n_embd}, window {BLOCK_SIZE}, {torch.get_num_threads()} threads, {apply(gpt)}:")
+    writer = Writer(gpt, CharTokenizer(CHARACTERS))
     start = torch.zeros((1, 1), dtype=torch.long)
-
-    def write(batch: int = 1, stride: int | None = None) -> Callable[[], object]:
-        return lambda: list(
-            itertools.islice(generate(gpt, [[0]] * batch, sampling, list(range(batch)), stride), length)
-        )
-
-    def write_nano() -> None:
-        with torch.no_grad():
-            nano.generate(start, length, temperature=0.8, top_k=40)
-
     within = BLOCK_SIZE - 1  # Hugging Face's model writes no further than its window
 
-    def write_hugging() -> None:
-        with torch.no_grad():
-            settings = {"do_sample": True, "temperature": 0.8, "top_k": 40, "use_cache": True}
-            hugging.generate(start, max_new_tokens=within, min_new_tokens=within, pad_token_id=0, **settings)
+    def write(number: int) -> None:
+        for _ in writer.write([CHARACTERS[0]] * number, max_new_tokens=length, temperature=0.8, top_k=40):
+            pass
 
-    works = {"minigpt": write(), "nanoGPT": write_nano, "Hugging Face, its cache": write_hugging}
-    works["minigpt, batch of 16"] = write(16)
-    print(f"\n{n_layer} layers x {n_embd}, window {BLOCK_SIZE}, {torch.get_num_threads()} threads:")
-    times = compare(works, rounds)
-    counts = dict.fromkeys(works, length) | {"Hugging Face, its cache": within, "minigpt, batch of 16": 16 * length}
-    print_rates(times, counts)
+    @torch.no_grad()
+    def write_nano() -> None:
+        nano.generate(start, length, temperature=0.8, top_k=40)
+
+    @torch.no_grad()
+    def write_hugging() -> None:
+        settings = {"do_sample": True, "temperature": 0.8, "top_k": 40, "use_cache": True}
+        hugging.generate(start, max_new_tokens=within, min_new_tokens=within, pad_token_id=0, **settings)
+
+    works: dict[str, tuple[int, Callable[[], object]]] = {
+        "minigpt": (length, lambda: write(1)),
+        "nanoGPT": (length, write_nano),
+        "Hugging Face, its cache": (within, write_hugging),
+        "minigpt, batch of 16": (16 * length, lambda: write(16)),
+    }
+    times = timed({name: work for name, (_, work) in works.items()}, rounds)
+    rates = {name: [characters / t for t in times[name]] for name, (characters, _) in works.items()}
+    for name, found in rates.items():
+        ratio = Ratio.of_pairs(rates["minigpt"], found)
+        print(f"  {name:<28} {statistics.median(found):>9,.0f} characters/s   minigpt writes {ratio} times as fast")
 
     # What a step must read is every weight but the embeddings' unused rows, and the cache; reading sets the limit.
-    bytes_read = (
-        sum(p.numel() * 4 for p in gpt.parameters()) - gpt.get_parameter("position_embedding.weight").numel() * 4
-    )
-    cache = gpt.make_cache(1)
-    cached = sum(layer.numel() * 4 for layer in cache.layers) * 3 / 4  # half the window to all of it, mostly
-    block = torch.randn(int((bytes_read + cached) / 4))
+    read_floats = sum(p.numel() for name, p in gpt.named_parameters() if name != "position_embedding.weight")
+    read_floats += 2 * n_layer * n_embd * BLOCK_SIZE * 3 // 4  # half the window to all of it, mostly
+    block = torch.randn(read_floats)
     read = statistics.median(seconds(lambda: torch.sum(block)) for _ in range(50))
     step = statistics.median(times["minigpt"]) / length
-    print(f"  a step must read {(bytes_read + cached) / 1e6:.1f} MB, which takes {read * 1e3:.2f} ms here;", end=" ")
+    print(f"  a step must read {4 * read_floats / 1e6:.1f} MB, which takes {read * 1e3:.2f} ms here;", end=" ")
     print(f"it takes {step * 1e3:.2f} ms: {read / step:.0%} of the limit")
 
 
 def bench_matrix() -> None:
-    """Why :class:`minigpt.generation.RowLinear` exists: one vector, matrices as in 6 layers x 384."""
+    """Why :class:`minigpt.fast.FastLinear` exists: one vector, matrices as in 6 layers x 384."""
     print("\nOne vector times 18 matrices of 1536 x 384:")
     weights = [torch.randn(1536, 384) for _ in range(18)]
     halves = [w.view(2, 768, 384) for w in weights]
@@ -155,16 +145,14 @@ def bench_matrix() -> None:
         "just read": lambda: [w.sum() for w in weights],
     }
     with torch.inference_mode():
-        for name, taken in compare(works, 50).items():
+        for name, taken in timed(works, 50).items():
             print(f"  {name:<10} {statistics.median(taken) * 1e3:.2f} ms")
 
 
 def bench_start(rounds: int) -> None:
     """From the start of the process to the first character."""
-    from minigpt.run import write_checkpoint
-
     gpt = make_minigpt(6, 6, 384)
-    hyperparameters = {"tokenizer": "char", "vocabulary": "".join(map(chr, range(32, 32 + VOCABULARY))), "norm": "pre"}
+    hyperparameters = {"tokenizer": "char", "vocabulary": CHARACTERS, "norm": "pre"}
     hyperparameters |= {n: getattr(gpt.config, n) for n in ("block_size", "n_layer", "n_head", "n_embd")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.ckpt"

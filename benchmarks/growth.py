@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from minigpt.cost import flops_per_token
 from minigpt.training.machine import choose_precision, compute_dtype, keep_freed_memory, matrix_peak
 from minigpt.training.module import GPTLightningModule
 from minigpt.training.plan import count_kept
@@ -49,7 +50,7 @@ def measure(shape: dict[str, int], precision: str) -> tuple[float, int, int]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    return batch[0].numel() / statistics.median(times[2:])(module.gpt.config), kept
+    return batch[0].numel() / statistics.median(times[2:]), flops_per_token(module.gpt.config), kept
 
 
 def main() -> None:

@@ -1,18 +1,17 @@
-"""How well ``plan`` foretells what ``fit`` takes.
+"""How well ``plan`` predicts what ``fit`` takes.
 
     python benchmarks/plan.py --text tinyshakespeare.txt
 
-For each recipe ``plan`` and ``fit`` run in turn, each in a process of its own: time and peak memory, foretold and real.
+For each recipe ``plan`` and ``fit`` run one after the other: time and peak memory, predicted and real.
 """
 
 import argparse
-import os
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from compare import run
 
 ROOT = Path(__file__).parent.parent.absolute()
 RECIPES = {
@@ -24,33 +23,25 @@ RECIPES = {
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
-def run(command: str, name: str, flags: tuple[str, ...], text: Path, folder: Path) -> tuple[str, float, float]:
-    """What one command prints, its seconds and its peak resident megabytes."""
-    args = [sys.executable, "-m", "minigpt", command, f"--config={ROOT}/configs/{name}.yaml", f"--data.corpus={text}"]
-    start = time.perf_counter()
-    with (folder / "out").open("w+") as out:
-        process = subprocess.Popen([*args, *flags], stdout=out, stderr=subprocess.DEVNULL, cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f"failed: {' '.join(args)}")
-        out.seek(0)
-        return out.read(), time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", type=Path, required=True, help="the file of Tiny Shakespeare")
-    text = parser.parse_args().text.absolute()
-    print("| recipe | foretold, s | real, s | ratio | foretold, MB | real, MB | ratio |\n|---|---|---|---|---|---|---|")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES)
+    args = parser.parse_args()
+    print(
+        "| recipe | predicted, s | real, s | ratio | predicted, MB | real, MB | ratio |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        for name, flags in RECIPES.items():
-            told, _, _ = run("plan", name, flags, text, Path(temporary))
-            *_, whole = re.findall(r"together +([\d.,]+) (s|min|h)", told)
-            seconds = float(whole[0].replace(",", "")) * SECONDS[whole[1]]
-            memory = float(re.findall(r"the whole process +([\d.,]+)", told)[0].replace(",", ""))
-            _, real, peak = run("fit", name, flags, text, Path(temporary))
-            print(f"| {name} | {seconds:.1f} | {real:.1f} | {seconds / real:.2f} ", end="")
-            print(f"| {memory:,.0f} | {peak:,.0f} | {memory / peak:.2f} |", flush=True)
+        for name in args.recipes:
+            flags = [f"--config={ROOT}/configs/{name}.yaml", f"--data.corpus={args.text.absolute()}", *RECIPES[name]]
+            planned, real = (
+                run([sys.executable, "-m", "minigpt", command, *flags], Path(temporary)) for command in ("plan", "fit")
+            )
+            *_, (time, unit) = re.findall(r"together +([\d.,]+) (s|min|h)", planned.out)
+            seconds = float(time.replace(",", "")) * SECONDS[unit]
+            memory = float(re.findall(r"the whole process +([\d.,]+)", planned.out)[0].replace(",", ""))
+            print(f"| {name} | {seconds:.1f} | {real.seconds:.1f} | {seconds / real.seconds:.2f} ", end="")
+            print(f"| {memory:,.0f} | {real.megabytes:,.0f} | {memory / real.megabytes:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from minigpt.generation import Writer
@@ -12,29 +12,40 @@ __version__ = "0.1.0"
 
 from minigpt.errors import UserError
 
+Precision = Literal["float32", "bfloat16"]
 
-def load(ckpt_path: str | Path, device: str = "cpu") -> Writer:
+
+def load(
+    ckpt_path: str | Path, device: str = "cpu", fast: bool | None = None, precision: Precision = "float32"
+) -> Writer:
     """A trained model that writes::
 
         model = minigpt.load("best.ckpt")
         print(model.generate("ROMEO:", max_new_tokens=300, temperature=0.8))
 
     Args:
-        ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run in ``lightning_logs``.
-        device: where to compute, as PyTorch names it.
+        ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
+        device: where to compute, as PyTorch names it: cpu, cuda, mps.
+        fast: compute by fast layers with a key-value cache; by default where they give what model.py gives.
+        precision: bfloat16 computes under torch.autocast.
 
     Raises:
         UserError: there is no such checkpoint, it is not a whole checkpoint of minigpt, or the device can't be used.
     """
     # Here, so that ``import minigpt`` alone doesn't wait for torch.
-    from minigpt.generation import Writer, quicken
+    import torch
+
+    from minigpt.fast import apply
+    from minigpt.generation import Writer
     from minigpt.run import find_checkpoint, load_gpt
 
-    gpt, tokenizer = load_gpt(find_checkpoint(str(ckpt_path)))
+    path = find_checkpoint(str(ckpt_path))
+    gpt, tokenizer = load_gpt(path)
     try:
         gpt.to(device)
         gpt.token_embedding.weight[0, 0].item()  # "meta" is a device that holds nothing
     # the kinds that PyTorch raises for a device that isn't there
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise UserError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
-    return Writer(quicken(gpt), tokenizer)
+    how = f"{path} on {device}, in {precision}, with {apply(gpt, fast)}"
+    return Writer(gpt, tokenizer, fast, getattr(torch, precision), how)

@@ -4,11 +4,9 @@ import argparse
 import importlib
 import os
 import sys
-import time
+from pathlib import Path
 
 from minigpt.errors import as_user_error, explain
-
-STARTED = time.perf_counter()
 
 # Each command: where its function is, and what it does. A module is imported only when its command is called.
 COMMANDS = {
@@ -38,7 +36,7 @@ def main() -> None:
     command = parser.parse_known_args(sys.argv[1:2])[0].command
     try:
         module = importlib.import_module(f"minigpt.{COMMANDS[command][0]}")
-        module.main(command, sys.argv[2:])
+        module.main(command, with_recipes(sys.argv[2:]))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -50,6 +48,18 @@ def main() -> None:
             raise
         print(explain(mistake), file=sys.stderr)
         sys.exit(2)
+
+
+def with_recipes(args: list[str]) -> list[str]:
+    """Arguments in which the name of a recipe that comes with the program, ``--config quickstart``, is its file."""
+    package = Path(__file__).parent
+    folders = [package / "configs", package.parent / "configs"]  # installed, and in a checkout
+    recipes = {path.stem: str(path) for folder in folders for path in folder.rglob("*.yaml")}
+    for i, arg in enumerate(args):
+        flag, name = ("--config=", arg[9:]) if arg.startswith("--config=") else ("", arg)
+        if name in recipes and not Path(name).exists() and (flag or args[i - 1 : i] == ["--config"]):
+            args[i] = flag + recipes[name]
+    return args
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from minigpt.errors import UserError
 from minigpt.model import GPTConfig
@@ -10,6 +11,32 @@ FLOAT = 4  # bytes
 LAYER = 40_000  # bytes of Python objects, however narrow the layer is (44,000 measured)
 TRAINING = {"adamw": 4, "muon": 3}  # floats per parameter: the weight, its gradient, two running means or one
 CGROUP = Path("/sys/fs/cgroup/memory.max")
+CHOICES = {"norm": ("post", "pre"), "positions": ("learned", "sinusoidal")}
+
+
+def make_config(**shape: Any) -> GPTConfig:
+    """The shape of a model from a user's settings, or from a checkpoint's.
+
+    Raises:
+        UserError: a value can't be, or the model is too large for this machine even to write.
+    """
+    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        if name in shape and (not isinstance(size := shape[name], int) or isinstance(size, bool) or size < 1):
+            raise UserError(f"{name} is {size!r}; it must be a whole number, at least 1.")
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        if name in shape and (not isinstance(rate := shape[name], (int, float)) or not 0 <= rate < 1):
+            raise UserError(f"{name} is {rate!r}; a dropout rate is at least 0 and less than 1.")
+    for name, known in CHOICES.items():
+        if name in shape and shape[name] not in known:
+            raise UserError(f"{name} is {shape[name]!r}; it must be {' or '.join(known)}.")
+    config = GPTConfig(**shape)
+    if config.n_embd % config.n_head != 0:
+        near = next(n for n in range(min(config.n_head, config.n_embd, 10**6), 0, -1) if config.n_embd % n == 0)
+        raise UserError(f"n_head = {config.n_head} does not divide n_embd = {config.n_embd}; {near} would do.")
+    if config.positions == "sinusoidal" and config.n_embd % 2 != 0:
+        raise UserError(f"n_embd = {config.n_embd} is odd; sinusoidal positions pair sines with cosines.")
+    check_memory(config)
+    return config
 
 
 def parameter_count(config: GPTConfig) -> int:

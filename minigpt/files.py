@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     the process is killed or the disk is full, whatever stood at ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -24,10 +25,32 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def linked_whole(file: Path, path: Path) -> None:
+    """Let ``path`` be a second name of ``file``, in the same folder; a copy where the system has no hard links."""
+    temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:
+        shutil.copyfile(file, temporary)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what killed processes were writing in ``folder``; none may be writing there now."""
+    for torn in folder.glob("*.[0-9]*.part"):
+        torn.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def _sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut, where the system can sync a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,41 +1,31 @@
 """GPT-1, written out by hand: ids in, logits out.
 
-The decoder-only transformer of Radford et al. 2018, "Improving Language Understanding by Generative
-Pre-Training" (GPT-1), whose block is the decoder of Vaswani et al. 2017, "Attention is all you need"
-(AIAYN), without its cross-attention. Where the paper is silent, OpenAI's published code decides.
+The decoder-only transformer of Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
+its block is the decoder of Vaswani et al. 2017, "Attention is all you need" (AIAYN), without cross-attention.
 
 A trailing name such as ``x_BTC`` tells a tensor's shape:
-    B  batch        T  time: positions in this call    S  positions attended to (T, and those cached)
-    C  channels     H  attention heads                 D  channels per head, C / H
-    V  vocabulary
+    B  batch      T  time: positions in this call    S  positions attended to: T, and those cached
+    C  channels   H  attention heads                 D  channels per head, C / H     V  vocabulary
 
-Every activation worth a look is the output of a named module, so a forward hook reads it:
-    embedding_dropout             the residual stream at the bottom
-    blocks.0.norm_1, .norm_2      the layer norms
-    blocks.0.attention            what attention adds to the residual stream
-    blocks.0.attention.qkv        queries, keys and values
-    blocks.0.attention.softmax    the attention pattern, (B, H, T, S); PyTorch's kernel never forms it
-    blocks.0.residual_middle      the residual stream between the two halves of a block
-    blocks.0.feed_forward         what the feed-forward adds; its neurons are blocks.0.feed_forward.gelu
-    blocks.0                      the residual stream after the block
-    final_norm                    the residual stream that the logits are read from
+Every activation is the output of a named module, so a forward hook reads it:
+    embedding_dropout                       the residual stream at the bottom: token_embedding + position_embedding
+    blocks.0.residual_middle, blocks.0      the residual stream between the halves of a block, and after it
+    blocks.0.attention, .feed_forward       what each adds to the residual stream; .feed_forward.gelu: the neurons
+    blocks.0.attention.qkv, .softmax        queries, keys and values; the attention pattern, (B, H, T, S)
+    blocks.0.norm_1, .norm_2, final_norm    the layer norms; the logits are read from the last
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-Store = Callable[[Tensor], Tensor]  # KeyValueCache.store, for one layer and given positions
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-1's own; a ValueError tells which value can't be."""
+    """The shape of a GPT. The defaults are GPT-1's own."""
 
     vocab_size: int = 40478  # distinct tokens, V
     block_size: int = 512  # the longest sequence in tokens: the context window
@@ -45,115 +35,53 @@ class GPTConfig:
     embd_pdrop: float = 0.1  # dropout rate on the sum of token and position embeddings
     attn_pdrop: float = 0.1  # ... on the attention pattern
     resid_pdrop: float = 0.1  # ... on what attention and feed-forward add to the residual stream
-    # Layer norm after each addition as GPT-1, or before attention and feed-forward, and at the end, as GPT-2 and later.
-    norm: Literal["post", "pre"] = "post"
-    positions: Literal["learned", "sinusoidal"] = "learned"  # as GPT-1, or as AIAYN sections 3.4 and 3.5
-    fused: bool = True  # PyTorch's kernels where they are faster, or the functions written out here; same values
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if not isinstance(size := getattr(self, name), int) or size < 1:
-                raise ValueError(f"{name} is {size!r}; it must be a whole number, at least 1.")
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not isinstance(rate := getattr(self, name), (int, float)) or not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate!r}; a dropout rate is at least 0 and less than 1.")
-        if self.n_embd % self.n_head != 0:
-            near = next(n for n in range(min(self.n_head, self.n_embd, 10**6), 0, -1) if self.n_embd % n == 0)
-            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; {near} would do.")
-        if self.positions == "sinusoidal" and self.n_embd % 2 != 0:
-            raise ValueError(f"n_embd = {self.n_embd} is odd; sinusoidal positions pair sines with cosines.")
-        for name, known in (("norm", ("post", "pre")), ("positions", ("learned", "sinusoidal"))):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(known)}.")
+    norm: Literal["post", "pre"] = "post"  # after each addition as GPT-1, or before each half and at the end as GPT-2
+    positions: Literal["learned", "sinusoidal"] = "learned"  # as GPT-1, or as AIAYN section 3.5
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels (Ba et al. 2016): biased variance, eps inside the root."""
 
-    def __init__(self, n_embd: int, fused: bool, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd))
-        self.fused = fused
-        self.eps = eps
-
     def forward(self, x_BTC: Tensor) -> Tensor:
-        if self.fused:
-            return F.layer_norm(x_BTC, self.weight.shape, self.weight, self.bias, self.eps)
-        mean_BT1 = x_BTC.mean(-1, keepdim=True)
-        variance_BT1 = (x_BTC - mean_BT1).square().mean(-1, keepdim=True)
+        variance_BT1, mean_BT1 = torch.var_mean(x_BTC, -1, correction=0, keepdim=True)
         return (x_BTC - mean_BT1) * torch.rsqrt(variance_BT1 + self.eps) * self.weight + self.bias
 
 
 class GELU(nn.Module):
     """Gaussian error linear unit in the tanh form (Hendrycks and Gimpel 2016, section 2)."""
 
-    def __init__(self, fused: bool) -> None:
-        super().__init__()
-        self.fused = fused
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
-            return F.gelu(x, approximate="tanh")
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
 
 
 class Softmax(nn.Module):
     """exp(x) / sum(exp(x)) over the last dimension, shifted by the maximum so that nothing overflows."""
 
-    def __init__(self, fused: bool) -> None:
-        super().__init__()
-        self.fused = fused
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
-            return F.softmax(x, dim=-1)
         exp = (x - x.amax(-1, keepdim=True)).exp()
         return exp / exp.sum(-1, keepdim=True)
 
 
-class Dropout(nn.Module):
-    """Zeroes each element with probability ``rate`` and scales the others up to keep the mean (Srivastava et al. 2014).
-
-    On a CPU one random byte decides each element: a tenth of the time of PyTorch's; the rate is a multiple of 1/256.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
+class Dropout(nn.Dropout):
+    """Zeroes each element with probability p, scales the others up to keep the mean (Srivastava et al. 2014)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():  # which would lose what is changed in place
-            return F.dropout(x, self.rate)
-        threshold = min(255, max(1, round(256 * self.rate)))  # a byte below it drops its element
-        eight_bytes = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        byte = eight_bytes.view(torch.uint8)[: x.numel()].view(x.shape)
-        kept = byte.clamp_(threshold - 1, threshold).sub_(threshold - 1)  # 0 or 1, without a slow comparison
-        return x * kept.to(x.dtype).mul_(256 / (256 - threshold))
+        return x * (torch.rand_like(x) >= self.p) / (1 - self.p) if self.training and self.p > 0 else x
 
 
 class KeyValueCache:
-    """The keys and values that attention has computed so far, so that none is computed twice.
+    """The keys and values of the positions that a block has read; they hold while the text keeps its beginning."""
 
-    Positions are absolute: what is cached holds only while a text keeps its beginning.
-    """
+    def __init__(self, block_size: int) -> None:
+        self.block_size, self.length = block_size, 0  # positions there can be, and those filled
 
-    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.layers = [like.new_zeros(shape) for _ in range(config.n_layer)]  # each the keys, then the values
-        # Positions filled, of each sequence. No one looks beyond: lowering a length takes positions back.
-        self.lengths = [0] * batch_size
-
-    def store(self, layer: int, positions_BT: Tensor, new_2BHTD: Tensor) -> Tensor:
-        """Keep the keys and values of T positions; return those of all positions, (2, B, H, block_size, D)."""
-        kept_2BHSD = self.layers[layer]
-        if len(positions_BT) == 1:  # the same for all sequences
-            return kept_2BHSD.index_copy_(3, positions_BT[0], new_2BHTD)
-        sequence_B1 = torch.arange(len(positions_BT), device=positions_BT.device).unsqueeze(1)
-        kept_2BHSD.permute(1, 3, 0, 2, 4)[sequence_B1, positions_BT] = new_2BHTD.permute(1, 3, 0, 2, 4)
-        return kept_2BHSD
+    def append(self, new_2BHTD: Tensor) -> Tensor:
+        """Keep the keys and values of T more positions; return those of all S, (2, B, H, S, D)."""
+        if self.length == 0:
+            self.kept = new_2BHTD.new_empty(*new_2BHTD.shape[:3], self.block_size, new_2BHTD.shape[4])
+        start, self.length = self.length, self.length + new_2BHTD.shape[3]
+        self.kept[:, :, :, start : self.length] = new_2BHTD
+        return self.kept[:, :, :, : self.length]
 
 
 class CausalSelfAttention(nn.Module):
@@ -162,36 +90,28 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.fused = config.fused
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.softmax = Softmax(config.fused)
+        self.softmax = Softmax()
         self.pattern_dropout = Dropout(config.attn_pdrop)
         self.projection = nn.Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTC: Tensor, future_BHTS: Tensor, store: Store | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         B, T, C = x_BTC.shape
-        D, S = C // self.n_head, future_BHTS.shape[-1]
-        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv_3BHTD
-        if store is not None:
-            key, value = store(qkv_3BHTD[1:])[:, :, :, :S]  # each (B, H, S, D)
+        heads_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        query_BHTD, key_BHSD, value_BHSD = heads_3BHTD
+        if cache is not None:
+            key_BHSD, value_BHSD = cache.append(heads_3BHTD[1:])
+        y_BHTD = self.attend(query_BHTD, key_BHSD, value_BHSD)
+        return self.dropout(self.projection(y_BHTD.transpose(1, 2).reshape(B, T, C)))
 
-        # On a CPU, PyTorch's attention kernel is slower than its parts one by one, except to write in float32.
-        parts_are_faster = x_BTC.device.type == "cpu" and (self.training or query.dtype == torch.bfloat16)
-        if self.fused and not parts_are_faster:
-            pdrop = self.pattern_dropout.rate if self.training else 0.0
-            # Nothing lies ahead of a single new position, if it is the same one in all sequences.
-            seen = None if S == T or len(future_BHTS) == T == 1 else ~future_BHTS
-            y_BHTD = F.scaled_dot_product_attention(query, key, value, seen, pdrop, is_causal=S == T)
-        else:
-            with torch.autocast(x_BTC.device.type, enabled=False):  # it would compute the softmax in float32
-                scores_BHTS = (query / math.sqrt(D)) @ key.transpose(-2, -1)
-                mask_BHTS = query.new_zeros(future_BHTS.shape).masked_fill_(future_BHTS, -math.inf)
-                pattern_BHTS = self.softmax(scores_BHTS + mask_BHTS)
-                y_BHTD = self.pattern_dropout(pattern_BHTS) @ value
-        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
-        return self.dropout(self.projection(y_BTC))
+    def attend(self, query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+        """softmax(Q K^T / sqrt(D)) V, without the future (AIAYN equation 1); the queries are the last T of S."""
+        T, S, D = query_BHTD.shape[-2], *key_BHSD.shape[-2:]
+        future_TS = torch.ones(T, S, dtype=torch.bool, device=query_BHTD.device).triu(S - T + 1)
+        scores_BHTS = query_BHTD @ key_BHSD.transpose(-2, -1) / math.sqrt(D)
+        pattern_BHTS = self.softmax(scores_BHTS.masked_fill(future_TS, -math.inf))
+        return self.pattern_dropout(pattern_BHTS) @ value_BHSD
 
 
 class FeedForward(nn.Module):
@@ -200,7 +120,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.expand = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = GELU(config.fused)
+        self.gelu = GELU()
         self.contract = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -214,18 +134,25 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm = config.norm
-        self.norm_1 = LayerNorm(config.n_embd, config.fused)
+        self.norm_1 = LayerNorm(config.n_embd)
         self.attention = CausalSelfAttention(config)
         self.residual_middle = nn.Identity()
-        self.norm_2 = LayerNorm(config.n_embd, config.fused)
+        self.norm_2 = LayerNorm(config.n_embd)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BTC: Tensor, future_BHTS: Tensor, store: Store | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         if self.norm == "post":
-            x_BTC = self.residual_middle(self.norm_1(x_BTC + self.attention(x_BTC, future_BHTS, store)))
+            x_BTC = self.residual_middle(self.norm_1(x_BTC + self.attention(x_BTC, cache)))
             return self.norm_2(x_BTC + self.feed_forward(x_BTC))
-        x_BTC = self.residual_middle(x_BTC + self.attention(self.norm_1(x_BTC), future_BHTS, store))
+        x_BTC = self.residual_middle(x_BTC + self.attention(self.norm_1(x_BTC), cache))
         return x_BTC + self.feed_forward(self.norm_2(x_BTC))
+
+
+class TokenEmbedding(nn.Embedding):
+    """One matrix, (V, C), that encodes ids as vectors and decodes vectors to logits: GPT-1 ties the two."""
+
+    def decode(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC @ self.weight.T  # logits, (B, T, V), without a bias
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -233,15 +160,11 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, block_size: int, n_embd: int) -> None:
         super().__init__()
-        position_T1 = torch.arange(block_size).unsqueeze(1)
-        frequency_I = torch.exp(torch.arange(0, n_embd, 2) * (-math.log(10000.0) / n_embd))
-        angle_TI = position_T1 * frequency_I
-        table_TC = torch.stack((angle_TI.sin(), angle_TI.cos()), dim=-1).flatten(1)
-        self.register_buffer("table", table_TC, persistent=False)
-        self.table: Tensor
+        angle_TI = torch.arange(block_size).unsqueeze(1) / 10000 ** (torch.arange(0, n_embd, 2) / n_embd)
+        self.register_buffer("table", torch.stack((angle_TI.sin(), angle_TI.cos()), dim=-1).flatten(1), False)
 
-    def forward(self, positions_BT: Tensor) -> Tensor:
-        return self.table[positions_BT]
+    def forward(self, positions_T: Tensor) -> Tensor:
+        return self.get_buffer("table")[positions_T]
 
 
 class GPT(nn.Module):
@@ -250,49 +173,28 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.n_embd)
         positions = nn.Embedding if config.positions == "learned" else SinusoidalEmbedding
         self.position_embedding = positions(config.block_size, config.n_embd)
         self.embedding_dropout = Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.final_norm = LayerNorm(config.n_embd, config.fused) if config.norm == "pre" else nn.Identity()
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.final_norm = LayerNorm(config.n_embd) if config.norm == "pre" else nn.Identity()
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
-    def make_cache(self, batch_size: int) -> KeyValueCache:
-        """An empty key-value cache for ``batch_size`` sequences of up to ``block_size`` tokens."""
-        return KeyValueCache(self.config, batch_size, like=self.token_embedding.weight)
-
-    def forward(self, ids_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """The logits of the next token at every position, (B, T, V); softmax makes them probabilities.
-
-        Args:
-            ids_BT: token ids, integers, (B, T).
-            cache: from :meth:`make_cache`; ``ids_BT`` then continue what the cache holds of each sequence, and are
-                added to it.
-
-        Raises:
-            ValueError: the sequence, with what is cached, is longer than ``block_size``.
-        """
-        T, lengths = ids_BT.shape[1], cache.lengths if cache else [0]
-        S = max(lengths) + T
-        if (size := self.config.block_size) < S:
-            raise ValueError(f"The sequence is {S} tokens long; block_size is {size}. Give it the last {size}.")
-        starts = lengths if len(set(lengths)) > 1 else lengths[:1]  # one row of positions, where it is that of all
-        positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + torch.arange(T, device=ids_BT.device)
-        # true where position s comes after that of the token, which must not see it; the same for all heads
-        future_BHTS = (torch.arange(S, device=ids_BT.device) > positions_BT.unsqueeze(-1)).unsqueeze(1)
-        token_BTC = self.token_embedding(ids_BT)
+    def forward(self, ids_BT: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """Logits of the next token at each position, (B, T, V), from integer ids, (B, T), that follow on the caches."""
+        start = caches[0].length if caches else 0
+        if (end := start + ids_BT.shape[1]) > self.config.block_size:
+            raise ValueError(f"The sequence has {end} tokens, more than block_size = {self.config.block_size}.")
+        token_BTC = self.token_embedding(ids_BT.long())
         if self.config.positions == "sinusoidal":  # or the sines, of size 1, would drown the tokens (AIAYN 3.4)
             token_BTC = token_BTC * math.sqrt(self.config.n_embd)
-        x_BTC = self.embedding_dropout(token_BTC + self.position_embedding(positions_BT))
+        position_TC = self.position_embedding(torch.arange(start, end, device=ids_BT.device))
+        x_BTC = self.embedding_dropout(token_BTC + position_TC)
         for i, block in enumerate(self.blocks):
-            store = (lambda new_2BHTD, i=i: cache.store(i, positions_BT, new_2BHTD)) if cache else None
-            x_BTC = block(x_BTC, future_BHTS, store)
-        if cache:
-            cache.lengths = [length + T for length in lengths]
-        # GPT-1 ties the output to the token embedding and adds no bias.
-        return F.linear(self.final_norm(x_BTC), self.token_embedding.weight)
+            x_BTC = block(x_BTC, caches[i] if caches else None)
+        return self.token_embedding.decode(self.final_norm(x_BTC))

@@ -7,7 +7,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from minigpt.errors import UserError
+
 Schedule = Literal["cosine", "linear", "constant"]
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], h: Any, precision: str) -> torch.optim.Optimizer:
+    """The optimizer of a GPT.
+
+    Args:
+        parameters: all of them, by name.
+        h: the hyperparameters of :class:`~minigpt.training.module.GPTLightningModule`.
+        precision: of the run, as Lightning names it.
+    """
+    # 16-mixed scales gradients, and the fused kernel would take them as they are.
+    adamw = {"lr": h.learning_rate, "betas": (h.beta1, h.beta2), "eps": h.eps, "fused": precision != "16-mixed"}
+    if h.optimizer == "adamw":
+        return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
+    if not (matrices := hidden_matrices(parameters)):  # under FSDP
+        raise UserError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
+    others = {name: p for name, p in parameters.items() if name not in matrices}
+    muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    return MuonAdamW(list(matrices.values()), decay_groups(others, h.weight_decay), muon, adamw, dtype)
 
 
 def decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -16,15 +38,11 @@ def decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> li
     Matrices decay, the embeddings among them; biases and the gains of layer norms don't (GPT-1 paper, section 4.1).
     Names tell which is which, because a device that holds a part of a matrix sees it without its shape.
     """
-    spared = {name for name in parameters if name.endswith(".bias") or "norm" in name}
-    return [
-        {
-            "name": "decay",
-            "params": [p for n, p in parameters.items() if n not in spared],
-            "weight_decay": weight_decay,
-        },
-        {"name": "no_decay", "params": [p for n, p in parameters.items() if n in spared], "weight_decay": 0.0},
-    ]
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    for name, parameter in parameters.items():
+        groups["no_decay" if name.endswith(".bias") or "norm" in name else "decay"].append(parameter)
+    decays = {"decay": weight_decay, "no_decay": 0.0}
+    return [{"name": name, "params": params, "weight_decay": decays[name]} for name, params in groups.items()]
 
 
 def hidden_matrices(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -48,75 +66,35 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, so that a matrix moves in all directions alike (Jordan et al. 2024).
-
-    It is meant for matrices between hidden vectors only. :class:`torch.optim.Muon` is the same, but always computes
-    in bfloat16, which takes 20 times as long as float32 where the processor has no instructions for it.
-
-    Args:
-        params: parameters of rank 2, or groups of them.
-        lr: learning rate; that of a matrix with more rows than columns is the root of their ratio larger.
-        momentum: decay of the running mean of the gradient, in Nesterov's form.
-        weight_decay: as AdamW has it.
-        dtype: what the steps are made orthogonal in.
-    """
-
-    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                if not (state := self.state[matrix]):
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                step = orthogonalise(matrix.grad.lerp(mean, group["momentum"]), self.dtype)
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(step, alpha=-group["lr"] * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1])))
-
-
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the hidden matrices and AdamW for the rest, as one optimizer.
 
-    It is one, because Lightning's automatic optimization, which clips, accumulates and schedules, allows only one:
-    both parts share its groups and its state.
+    Muon is momentum whose steps are made orthogonal, so that a matrix moves in all directions alike (Jordan et al.
+    2024). :class:`torch.optim.Muon` is the same, but always computes in bfloat16, which takes 20 times as long as
+    float32 where the processor has no instructions for it. It is one optimizer with AdamW, because Lightning's
+    automatic optimization, which clips, accumulates and schedules, allows only one.
 
     Args:
         matrices: the parameters that Muon takes, each of rank 2.
         groups: the parameter groups that AdamW takes.
-        muon: settings of :class:`Muon`.
+        muon: settings of Muon's group: "lr", which for a matrix with more rows than columns is the root of their ratio
+            larger; "momentum", the decay of the running mean of the gradient, in Nesterov's form; and "weight_decay",
+            as AdamW has it.
         adamw: settings of :class:`torch.optim.AdamW`.
+        dtype: what Muon's steps are made orthogonal in.
     """
 
     def __init__(
         self,
         matrices: list[nn.Parameter],
         groups: list[dict[str, Any]],
-        muon: dict[str, Any],
+        muon: dict[str, float],
         adamw: dict[str, Any],
+        dtype: torch.dtype,
     ) -> None:
-        self.parts: list[torch.optim.Optimizer] = [
-            Muon([{"name": "muon", "params": matrices}], **muon),
-            torch.optim.AdamW(groups, **adamw),
-        ]
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        groups = iter(self.param_groups)
-        for part in self.parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the groups and the state that were saved; see :meth:`torch.optim.Optimizer.load_state_dict`."""
-        super().load_state_dict(state_dict)  # puts new ones in the place of those that were shared
-        self._share()
+        self.dtype = dtype
+        self.adamw = torch.optim.AdamW(groups, **adamw)
+        super().__init__([{"name": "muon", "params": matrices, **muon}, *self.adamw.param_groups], {})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of both; ``closure``, if given, computes the loss and the gradients first."""
@@ -124,9 +102,26 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts:
-            part.step()
+        # AdamW works on groups and state that are kept here, where schedules and checkpoints find those of both.
+        muon, *self.adamw.param_groups = self.param_groups
+        self.adamw.state = self.state
+        self.adamw.step()
+        self._muon_step(**muon)
         return loss
+
+    @torch.no_grad()
+    def _muon_step(
+        self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float, **_: object
+    ) -> None:
+        for matrix in params:
+            if matrix.grad is None:
+                continue
+            if not (state := self.state[matrix]):
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+            step = orthogonalise(matrix.grad.lerp(mean, momentum), self.dtype)
+            matrix.mul_(1 - lr * weight_decay)
+            matrix.add_(step, alpha=-lr * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1])))
 
 
 def learning_rate_factor(

@@ -1,29 +1,66 @@
-"""The folder of a run, and its checkpoint files: found by name, read without running what they hold, and written whole.
-
-A checkpoint is complete: weights, hyperparameters and vocabulary, all of them plain data.
-"""
+"""The folder of a run, and its checkpoint files: found by name, read without running what they hold, written whole."""
 
 import dataclasses
+import glob
 import os
 import pickle
+import re
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from minigpt.cost import check_memory
+from minigpt.cost import make_config
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 
 LOG_DIR = Path("lightning_logs")
-NAMES = ("last", "best")
+FORMAT = 2  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
+
+
+class RunFolder:
+    """What a run keeps in ``lightning_logs/NAME/version_N``, and how each thing is called there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.parent.name
+        self.config = path / "config.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+
+    @classmethod
+    def first(cls, name: str) -> "RunFolder":
+        """The first folder of the runs of this name, whether it is there or not."""
+        return cls(LOG_DIR / name / "version_0")
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunFolder | None":
+        """The folder of the run that keeps this checkpoint; None for a file that lies elsewhere."""
+        return cls(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+
+    def scored(self, step: int, loss: float) -> Path:
+        """The checkpoint of a step that has this validation loss."""
+        return self.checkpoints / f"step{step:06d}-val{loss:.4f}.ckpt"
+
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss; of equal ones the latest."""
+        names = (re.fullmatch(r"step(\d+)-val(\d+\.\d+)\.ckpt", path.name) for path in self.checkpoints.glob("*.ckpt"))
+        best = min(filter(None, names), key=lambda name: (float(name[2]), -int(name[1])), default=None)
+        return self.checkpoints / best[0] if best else None
+
+
+def written_at(path: Path) -> int:
+    """When a file was last changed, in nanoseconds; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
@@ -36,91 +73,63 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
     Raises:
         UserError: there is no such checkpoint; the message says where it was looked for.
     """
-    if "://" in ckpt_path:
-        raise UserError(f"{ckpt_path} is a URL; checkpoints are read from local files only. Download it first.")
-    if ckpt_path not in NAMES:
+    if ckpt_path not in ("last", "best"):
         path = Path(os.path.expanduser(ckpt_path))  # noqa: PTH111 - Path's own raises where there is no such user
-        if path.is_dir():
-            raise UserError(f"{path} is a folder. Name a checkpoint file, such as {path / 'last.ckpt'}.")
-        if not path.is_file():
-            raise UserError(f"There is no checkpoint {path}: no such file in {path.parent.absolute()}.")
-        return path
-    folders = LOG_DIR / (run or "*") / "version_*" / "checkpoints"
-    found = sorted(LOG_DIR.glob(str((folders / "last.ckpt").relative_to(LOG_DIR))), key=written_at)
+        if path.is_file():
+            return path
+        what = "is a URL" if "://" in ckpt_path else "is a folder" if path.is_dir() else "is not there"
+        raise UserError(f"{ckpt_path} {what}, seen from {Path.cwd()}. Name the file of a checkpoint, last or best.")
+    pattern = RunFolder(Path(glob.escape(run) if run else "*") / "version_*").last
+    if not (lasts := sorted(LOG_DIR.glob(str(pattern)), key=written_at)):
+        raise UserError(f"There is no {ckpt_path} checkpoint: no {LOG_DIR / pattern} in {Path.cwd()}.")
+    found = lasts[-1] if ckpt_path == "last" else RunFolder(lasts[-1].parents[1]).best()
     if not found:
-        raise UserError(f"There is no {ckpt_path} checkpoint: no {folders}/last.ckpt in {Path.cwd()}.")
-    if ckpt_path == "last":
-        return found[-1]
-    scored = sorted(found[-1].parent.glob("step*-val*.ckpt"), key=lambda p: p.stem.split("-val")[-1])
-    if not scored:
-        raise UserError(f"There is no best checkpoint in {found[-1].parent}: the run was never validated.")
-    return scored[0]
-
-
-def written_at(path: Path) -> int:
-    """When a file was last changed, in nanoseconds."""
-    return path.stat().st_mtime_ns
+        raise UserError(f"There is no best checkpoint in {lasts[-1].parent}: the run was never validated.")
+    return found
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint of this program; nothing in it is ever executed.
+    """What a checkpoint of this program holds: weights, hyperparameters and vocabulary, all of them plain data.
 
     Raises:
-        UserError: the file is damaged, holds more than plain data, or is not a checkpoint of minigpt; the message
-            names the newest whole one, if there is any beside it or in ``lightning_logs``.
+        UserError: the file is damaged, holds more than plain data, or is not a checkpoint that this version reads.
+            The message names the newest one that can be read, if there is any beside it or in ``lightning_logs``.
     """
     try:
         return _read(path)
-    except ValueError as error:
+    except UserError as error:
+        message = str(error)
         others = {*path.parent.glob("*.ckpt"), *LOG_DIR.glob("*/version_*/checkpoints/*.ckpt")}
         for other in sorted(others, key=written_at, reverse=True):
-            if other.absolute() != path.absolute() and is_whole(other):
-                raise UserError(f"{error} The newest whole checkpoint is {other}.") from error
-        raise
-
-
-def is_whole(path: Path) -> bool:
-    """Whether the file is a checkpoint that can be read."""
-    try:
-        _read(path)
-    except ValueError:
-        return False
-    return True
+            with suppress(UserError):
+                _read(other)
+                message += f" The newest whole checkpoint is {other}."
+                break
+        raise UserError(message) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     """As :func:`read_checkpoint`, without looking for another one."""
-    check_bits(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch doesn't look at the members' checksums. It compresses nothing, and an archive that is compressed
+            # might unpack to more than any memory.
+            if any(member.compress_type for member in archive.infolist()) or archive.testzip():
+                raise zipfile.BadZipFile("it was changed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} was not loaded: it is damaged, or it holds more than plain data and could run a program. "
-            "It is not a checkpoint that minigpt wrote, or no longer one."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is not a whole checkpoint: it is cut off or is something else.") from error
+        raise UserError(f"{path} was not loaded: it holds more than plain data and could run a program.") from error
+    except Exception as error:  # damaged bytes can raise anything
+        why = str(error).split("\n")[0]
+        raise UserError(f"{path} is not a whole checkpoint: damaged, cut off or something else ({why}).") from error
     hyperparameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hyperparameters, dict) or not isinstance(hyperparameters.get("vocabulary"), str):
         raise UserError(f"{path} is a checkpoint of another program: it holds no vocabulary and no GPT.")
+    if (number := checkpoint.get("minigpt_format", 1)) not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} has format {number}; this version of minigpt reads 1 to {FORMAT}. Install a newer one."
+        )
     return checkpoint
-
-
-def check_bits(path: Path) -> None:
-    """Raise a UserError unless every byte of a checkpoint's contents is as it was written.
-
-    A checkpoint is a zip archive with a CRC-32 of each member, which PyTorch doesn't look at when it maps the file.
-    """
-    damaged = f"{path} is not a whole checkpoint: it is damaged, cut off or something else."
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            # PyTorch compresses nothing; an archive that does might unpack to more than any memory.
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or archive.testzip() is not None:
-                raise UserError(damaged)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(damaged) from error
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -139,26 +148,20 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
-    """The model and the tokenizer of a checkpoint, in evaluation mode on the CPU.
-
-    Args:
-        path: the checkpoint file.
-        fused: see :class:`~minigpt.model.GPTConfig`; hooks on the attention pattern need it off.
+def load_gpt(path: Path) -> tuple[GPT, CharTokenizer]:
+    """The model and the tokenizer of a checkpoint: model.py's formulas, in evaluation mode, on the CPU.
 
     Raises:
-        UserError: as :func:`read_checkpoint`, or the weights don't fit the hyperparameters, or these describe no
-            model, or one too large for this machine.
+        UserError: there is no such model in it, or one too large for this machine.
     """
     checkpoint = read_checkpoint(path)
-    hyperparameters = checkpoint["hyper_parameters"]
+    hyperparameters = checkpoint["hyper_parameters"]  # among them those of training, and of older versions
     shape = {f.name: hyperparameters[f.name] for f in dataclasses.fields(GPTConfig) if f.name in hyperparameters}
     try:
         tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
-        config = GPTConfig(**{**shape, "vocab_size": len(tokenizer.vocabulary), "fused": fused})
+        config = make_config(**{**shape, "vocab_size": len(tokenizer.vocabulary)})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The hyperparameters in {path} describe no model: {error}") from error
-    check_memory(config)
     gpt = GPT(config)
     try:
         gpt.load_state_dict({name.removeprefix("gpt."): weight for name, weight in checkpoint["state_dict"].items()})
@@ -168,19 +171,20 @@ def load_gpt(path: Path, fused: bool = True) -> tuple[GPT, CharTokenizer]:
 
 
 def new_run_folder(parent: Path, rank: int = 0) -> Path:
-    """Make ``parent/version_N`` for the first free N; no other run can get the same one."""
+    """Make ``parent/version_N`` for the first free N; no other run can get the same one.
+
+    Of several processes the one of rank 0 makes the folder, and tells the others where it is.
+    """
     versions = [int(p.name[8:]) for p in parent.glob("version_*") if p.name[8:].isdigit()]
-    version = max(versions, default=-1) + 1
-    while True:
-        folder = parent / f"version_{version}"
-        # Of several processes the first one writes, and tells the others where.
-        if rank != 0:
-            return folder
-        try:
+    folder = parent / f"version_{max(versions, default=-1) + 1}"
+    try:
+        if rank == 0:
             folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            version += 1
+    except FileExistsError:  # another run was faster
+        return new_run_folder(parent)
+    except OSError as error:
+        raise UserError(f"The run's folder {folder} can't be made: {error.strerror}.") from error
+    return folder
 
 
 @contextmanager
@@ -192,15 +196,17 @@ def sole_owner(folder: Path, rank: int = 0) -> Iterator[None]:
     if rank != 0:
         yield
         return
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(lock := folder / ".lock", timeout=0):
-            for torn in (folder / "checkpoints").glob("*.part"):  # what a killed process was writing
-                torn.unlink()
-            try:
-                yield
-            finally:
-                if list(folder.glob("*")) == [lock]:
-                    lock.unlink()
-                    folder.rmdir()
-    except Timeout as error:
-        raise UserError(f"Another process is training the run {folder} right now. Wait for it, or stop it.") from error
+        lock.acquire(timeout=0)
+    except OSError as error:
+        why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
+        raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
+    try:
+        remove_torn(RunFolder(folder).checkpoints)
+        yield
+    finally:
+        lock.release()
+        if all(path.name == ".lock" for path in folder.iterdir()):
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()

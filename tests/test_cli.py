@@ -3,8 +3,10 @@
 import copy
 import csv
 import math
+import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import TINY, assert_clear_error, make_text, run_minigpt
+from conftest import TINY, Result, assert_clear_error, make_text, run_minigpt
 from minigpt.training.callbacks import TextSampler
 from minigpt.training.module import GPTLightningModule
 
@@ -250,7 +253,7 @@ def test_predict_may_be_repeated_on_a_glob(in_trained: Path) -> None:
 def test_predict_never_overwrites_its_text(in_trained: Path) -> None:
     before = Path("text.txt").read_text()
     result = run_minigpt("predict", "--ckpt_path", LAST, "--data.predict_corpus", "text.txt", "--output", "./text.txt")
-    assert_clear_error(result, "is the text itself")
+    assert_clear_error(result, "the text itself")
     assert Path("text.txt").read_text() == before
 
 
@@ -294,7 +297,7 @@ def test_generate_starts_without_lightning_and_streams(in_trained: Path) -> None
         assert len(process.stdout.read(20)) == 20
         process.stdout.close()
         assert process.wait(60) == 141
-        assert process.stderr.read() == b""
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_help_lists_every_command(in_trained: Path) -> None:
@@ -305,7 +308,88 @@ def test_help_lists_every_command(in_trained: Path) -> None:
         assert "--ckpt_path" in run_minigpt(command, "--help").out
 
 
+# What is trained, and how it is computed
+
+
+def test_how_a_run_is_computed_is_free_on_every_call_and_told(in_trained: Path) -> None:
+    """``trained`` computes in what this machine is best at."""
+    quiet = ("--trainer.enable_progress_bar", "false")
+    own = torch.load(LAST, weights_only=True)["precision"]
+    other = "32-true" if own == "bf16-mixed" else "bf16-mixed"
+    scores = {}
+    for fast, layers in (("true", "fast layers"), ("false", "model.py's formulas, as asked")):
+        result = run_minigpt("validate", "--ckpt_path", LAST, *quiet, "--fast", fast)
+        assert f"Computing in {own} on cpu with {layers}." in result.out
+        assert ("The run computed otherwise so far: layers fast layers." in result.out) == (fast == "false")
+        scores[fast] = printed("val/loss", result.out)
+    assert scores["true"] == pytest.approx(scores["false"], rel=1e-3)
+    result = run_minigpt("validate", "--ckpt_path", LAST, *quiet, "--trainer.precision", other)
+    assert f"The run computed otherwise so far: precision {own}." in result.out
+    result = run_minigpt("predict", "--ckpt_path", LAST, *quiet, "--data.predict_corpus", "text.txt")
+    assert "Computing in 32-true on cpu" in result.out
+    assert "otherwise" not in result.out
+    how = ("--trainer.precision", other, "--data.num_workers", 1, "--data.scoring_batch_size", 3, "--fast", "false")
+    result = run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 25, *how)
+    assert f"The run computed otherwise so far: precision {own}, layers fast layers." in result.out
+    assert run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 26).out.count("otherwise") == 0
+    checkpoint = torch.load(LAST, weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["precision"], checkpoint["settings"]["fast"]) == (26, other, False)
+
+
+def test_a_checkpoint_alone_is_the_run(in_trained: Path, tmp_path: Path) -> None:
+    flags = ("--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 8, "--early_stopping.patience", 3)
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--name", "whole", *flags).code == 0
+    stop = (*flags, "--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", 6)
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--name", "copied", *stop).code == 128 + 15
+    whole, stopped = (Path(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt") for name in ("whole", "copied"))
+    stopped.rename("alone.ckpt")
+    shutil.rmtree("lightning_logs/copied")
+    result = run_minigpt("fit", "--ckpt_path", "alone.ckpt")
+    assert result.code == 0, result.err
+    assert "it may name code from elsewhere: --trainer.callbacks. Give it again" in result.out
+    one, other = (torch.load(path, weights_only=True) for path in (whole, stopped))
+    assert one["global_step"] == other["global_step"] == 8
+    for name, weight in one["state_dict"].items():
+        assert torch.equal(weight, other["state_dict"][name]), name
+    assert other["settings"]["early_stopping"]["patience"] == 3
+
+
+def test_what_a_checkpoint_says_starts_no_code(in_trained: Path) -> None:
+    def call(setting: object) -> Result:
+        checkpoint = torch.load(LAST, weights_only=True)
+        checkpoint["settings"]["trainer"]["logger"] = setting
+        torch.save(checkpoint, LAST)
+        return run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", checkpoint["global_step"] + 1)
+
+    Path("hidden.yaml").write_text("class_path: subprocess.Popen\ninit_args: {args: [touch, hacked]}\n")
+    popen = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "hacked"]}}
+    for setting in (popen, [popen], "subprocess.Popen", str(popen), "hidden.yaml"):
+        result = call(setting)
+        assert result.code == 0, result.err
+        assert "it may name code from elsewhere: --trainer.logger." in result.out
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}}
+    assert "elsewhere" not in call(logger).out
+    assert list(Path("csv").rglob("metrics.csv"))
+    assert not Path("hacked").exists()
+
+
 # Mistakes
+
+
+class Broken(Callback):
+    """A callback as a user writes it, with a mistake."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == 2:
+            int("oops")
+
+
+def test_a_mistake_in_a_users_own_code_keeps_its_traceback(workplace: Path) -> None:
+    paths = {"PYTHONPATH": str(Path(__file__).parent)}
+    done = minigpt("fit", "--config", "tiny.yaml", "--trainer.callbacks", "test_cli.Broken", env=os.environ | paths)
+    assert done.returncode == 1
+    assert 'int("oops")' in done.stderr, "where it happened"
+    assert "minigpt: " not in done.stderr
 
 
 def test_a_corpus_that_cannot_be_used_is_a_clear_error(workplace: Path) -> None:
@@ -351,7 +435,7 @@ def test_a_file_that_is_no_checkpoint_is_a_clear_error(in_trained: Path, tmp_pat
         for path in (cut, noise, empty):
             assert_clear_error(run_minigpt(command, "--ckpt_path", path), str(path))
         assert_clear_error(run_minigpt(command, "--ckpt_path", foreign), "checkpoint of another program")
-        assert_clear_error(run_minigpt(command, "--ckpt_path", "nowhere.ckpt"), "no checkpoint nowhere.ckpt")
+        assert_clear_error(run_minigpt(command, "--ckpt_path", "nowhere.ckpt"), "nowhere.ckpt is not there")
         assert_clear_error(run_minigpt(command, "--ckpt_path", "https://example.org/a.ckpt"), "is a URL")
 
 
@@ -428,6 +512,7 @@ def test_a_mistake_is_told_in_one_paragraph(in_trained: Path, args: list[str], p
     assert_clear_error(run_minigpt(*args), *parts)
 
 
+@pytest.mark.soak
 def test_mistakes_leave_the_process_with_a_status_and_no_traceback(in_trained: Path) -> None:
     result = minigpt("fit", "--config", "tiny.yaml", "--data.corpus", "missing.txt")
     assert result.returncode == 2

@@ -18,7 +18,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_a_recipe_trains(config: Path, workplace: Path) -> None:
     """A few steps, with the sizes that cost time made small."""
     (workplace / "long.txt").write_text(make_text(30_000))
-    small = ("--data.corpus", "long.txt", "--data.batch_size", 4, "--model.n_layer", 1)
+    small = ("--data.corpus", "long.txt", "--data.batch_size", 4, "--model.n_layer", 1, "--model.n_embd", 48)
     accumulated = yaml.safe_load(config.read_text())["trainer"].get("accumulate_grad_batches", 1)
     short = ("--trainer.max_steps", 2, "--trainer.val_check_interval", accumulated, "--trainer.limit_val_batches", 1)
     result = run_minigpt("fit", "--config", config, *small, *short, "--sampler.every_n_steps", 0)

@@ -19,8 +19,6 @@ from conftest import TINY, make_text, run_minigpt
 from test_cli import curve
 from test_resume import assert_same, last
 
-pytestmark = pytest.mark.slow
-
 FIT = ("-m", "minigpt", "fit")
 CONFIG = ("--config", "tiny.yaml", "--trainer.max_steps", 12, "--trainer.val_check_interval", 8)
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
@@ -143,7 +141,7 @@ def assert_close_run(name: str, other: str) -> None:
         assert values == pytest.approx(other_values, rel=1e-4), tag
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
     """The runs on two processes that the tests go on from, made all at once because each takes its time to start.
 
@@ -168,6 +166,16 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
         yield dict(zip(runs, results, strict=True))
 
 
+def test_two_processes_train_as_one(workplace: Path) -> None:
+    """To rounding: they share each batch, and their gradients are averaged."""
+    assert run_minigpt("fit", *CONFIG, *EXACT, "--name", "one").code == 0
+    two = fit(*CONFIG, *EXACT, *TWO, "--name", "two")
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("Best: ") == 1
+    assert_close_run("two", "one")
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_either_process_stops_both_after_the_same_step(begun: Begun, rank: int) -> None:
     stopped = begun[f"signalled{rank}"]
@@ -176,6 +184,7 @@ def test_a_signal_to_either_process_stops_both_after_the_same_step(begun: Begun,
     assert "Traceback" not in stopped.stderr
 
 
+@pytest.mark.soak
 def test_two_processes_killed_or_stopped_resume_to_the_same_bits(begun: Begun) -> None:
     """Killed at once in step 8, with curves ahead of the checkpoint of step 6."""
     assert begun["killed"].returncode == -signal.SIGKILL
@@ -187,6 +196,7 @@ def test_two_processes_killed_or_stopped_resume_to_the_same_bits(begun: Begun) -
         assert_same_run(name, "two")
 
 
+@pytest.mark.soak
 def test_a_run_begun_on_two_processes_goes_on_on_one(begun: Begun) -> None:
     assert begun["fewer"].returncode == 128 + signal.SIGTERM, begun["fewer"].stderr
     resumed = run_minigpt("fit", "--ckpt_path", "last", "--name", "fewer", *ONE, "--trainer.callbacks", "null")
@@ -194,7 +204,8 @@ def test_a_run_begun_on_two_processes_goes_on_on_one(begun: Begun) -> None:
     assert_close_run("fewer", "one")
 
 
-def test_a_run_begun_on_one_process_goes_on_on_two_though_another_is_saved_meanwhile() -> None:
+@pytest.mark.soak
+def test_a_run_begun_on_one_process_goes_on_on_two_though_another_is_saved_meanwhile(begun: Begun) -> None:
     """The second process reads its flags some seconds after the first: what is ``last`` then may be another run."""
     stopped = run_minigpt("fit", *CONFIG, *EXACT, *signal_at(6), "--name", "more")
     assert stopped.code == 128 + signal.SIGTERM, stopped.err
@@ -207,7 +218,8 @@ def test_a_run_begun_on_one_process_goes_on_on_two_though_another_is_saved_meanw
     assert_close_run("more", "one")
 
 
-def test_two_machines_train_as_one() -> None:
+@pytest.mark.soak
+def test_two_machines_train_as_one(begun: Begun) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     torchrun = ("-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1")

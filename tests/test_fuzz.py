@@ -107,7 +107,7 @@ def is_long(flag: str, value: str) -> bool:
 # Flags
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_flag_with_any_value_is_taken_or_refused(in_trained: Path, command: str) -> None:
     draw = random.Random(f"{SEED} {command}")
@@ -119,6 +119,7 @@ def test_any_flag_with_any_value_is_taken_or_refused(in_trained: Path, command: 
                 call(*COMMANDS[command], *draw.choice([[f"--{name}", value], [f"--{name}={value}"]]))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("command", "share"), [("fit", 0.2), ("generate", 1), ("corpus", 1)])
 def test_a_number_that_is_none_is_refused_and_its_flag_named(in_trained: Path, command: str, share: float) -> None:
     draw = random.Random(f"{SEED} {command}")
@@ -128,6 +129,7 @@ def test_a_number_that_is_none_is_refused_and_its_flag_named(in_trained: Path, c
         assert_clear_error(call(*COMMANDS[command], f"--{name}={draw.choice(NOT_NUMBERS)}"), name)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("command", [*COMMANDS, "test", "predict", "chat"])
 def test_a_misspelt_flag_is_refused_and_named(in_trained: Path, command: str) -> None:
     draw = random.Random(f"{SEED} {command}")
@@ -220,7 +222,6 @@ CONFIGS = {
     "deep mappings": b"{a: " * 500 + b"1" + b"}" * 500,
     "an unknown alias": b"data: *nothing",
     "a program": b"!!python/object/apply:os.system ['touch hacked']",
-    "a class that is a program": b"model: {class_path: os.system, init_args: {command: touch hacked}}",
     "an unknown group": b"modell: {n_layer: 1}",
     "an unknown key": b"data: {block_sice: 1}",
     "a key that is a number": b"1: 2",
@@ -239,6 +240,7 @@ CONFIGS = {
     "itself": b"config: fuzz.yaml",
 }
 FIT_CONFIGS = {
+    "a class that is a program": b"model: {class_path: os.system, init_args: {command: touch hacked}}",
     "no model": b"model: null",
     "a number for a model": b"model: 3",
     "no trainer": b"trainer: null",
@@ -256,6 +258,7 @@ FIT_CONFIGS = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS)
 def test_a_config_that_cannot_be_read_is_refused(workplace: Path, content: bytes) -> None:
     Path("fuzz.yaml").write_bytes(content)
@@ -263,6 +266,7 @@ def test_a_config_that_cannot_be_read_is_refused(workplace: Path, content: bytes
     assert not Path("hacked").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("content", FIT_CONFIGS.values(), ids=FIT_CONFIGS)
 def test_a_recipe_that_cannot_be_trained_is_refused(workplace: Path, content: bytes) -> None:
     Path("fuzz.yaml").write_bytes(content)
@@ -270,7 +274,7 @@ def test_a_recipe_that_cannot_be_trained_is_refused(workplace: Path, content: by
     assert not list(Path("lightning_logs").rglob("*.ckpt"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_recipe_with_typing_errors_is_taken_or_refused(workplace: Path) -> None:
     draw = random.Random(SEED)
     # What would make it large stays as it is, whatever else the errors change.
@@ -322,6 +326,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_file_that_holds_no_text_is_refused(workplace: Path, name: str, tokenizer: str) -> None:
@@ -332,6 +337,7 @@ def test_a_file_that_holds_no_text_is_refused(workplace: Path, name: str, tokeni
     assert result.code == (0 if tokenizer == "byte" and name.endswith(".txt") else 2)
 
 
+@pytest.mark.soak
 def test_a_damaged_archive_is_read_or_refused(workplace: Path) -> None:
     draw = random.Random(SEED)
     codes = set()
@@ -377,7 +383,6 @@ CHECKPOINTS = {
     "a huge width": with_(HYPER, "n_embd", value=10**12),
     "a rate that is a text": with_(HYPER, "learning_rate", value="x"),
     "an unknown setting": with_(HYPER, "colour", value="red"),
-    "no tokenizer": without(HYPER, "tokenizer"),
     "an unknown tokenizer": with_(DATA, "tokenizer", value="bpe"),
     "a shorter vocabulary": with_(HYPER, "vocabulary", value="abc"),
     "a character twice": with_(HYPER, "vocabulary", value="a" * 17),
@@ -394,6 +399,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("change", CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_a_checkpoint_that_lacks_or_distorts_something_is_not_gone_on_with(
     in_trained: Path, change: Callable[[Any], None]

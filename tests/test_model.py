@@ -1,4 +1,4 @@
-"""The transformer against its definition, against PyTorch's kernels and against Hugging Face's GPT-1."""
+"""The transformer against its definition, against PyTorch's functions and against Hugging Face's GPT-1."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigpt.model import GELU, GPT, Dropout, GPTConfig, LayerNorm, Softmax
+from minigpt.cost import make_config
+from minigpt.model import GELU, GPT, Dropout, GPTConfig, KeyValueCache, LayerNorm, Softmax
 
 GPT1 = GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12)
 SHAPES = [
@@ -17,9 +18,9 @@ SHAPES = [
 each_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda c: f"{c.norm}-{c.positions}")
 
 
-def build(config: GPTConfig, **changes: object) -> GPT:
+def build(config: GPTConfig) -> GPT:
     """A model with weights of size 1/5, so that attention is far from uniform."""
-    gpt = GPT(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    gpt = GPT(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in gpt.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
@@ -31,9 +32,8 @@ def random_ids(batch: int, length: int) -> torch.Tensor:
 
 
 @each_shape
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_future_character_changes_no_earlier_logit(config: GPTConfig, fused: bool) -> None:
-    gpt = build(config, fused=fused)
+def test_a_future_character_changes_no_earlier_logit(config: GPTConfig) -> None:
+    gpt = build(config)
     ids = random_ids(3, 16)
     before = gpt(ids)
     for place in range(16):
@@ -44,57 +44,21 @@ def test_a_future_character_changes_no_earlier_logit(config: GPTConfig, fused: b
         assert not torch.allclose(after[:, place:], before[:, place:])
 
 
-@each_shape
-def test_fused_and_explicit_agree_in_value_and_gradient(config: GPTConfig) -> None:
-    ids = random_ids(3, 16)
-    results = []
-    for fused in (True, False):
-        gpt = build(config, fused=fused)
-        logits = gpt(ids)
-        F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
-        results.append((logits, {name: p.grad for name, p in gpt.named_parameters()}))
-    (fused_logits, fused_grads), (logits, grads) = results
-    torch.testing.assert_close(fused_logits, logits, rtol=1e-5, atol=1e-5)
-    for name, grad in grads.items():
-        torch.testing.assert_close(fused_grads[name], grad, rtol=1e-4, atol=1e-6, msg=name)
-
-
-@pytest.mark.parametrize("config", SHAPES[::2], ids=lambda c: c.norm)
-def test_fused_and_explicit_agree_in_bfloat16(config: GPTConfig) -> None:
-    ids = random_ids(3, 16)
-    with torch.autocast("cpu", torch.bfloat16):
-        fused, explicit = build(config, fused=True)(ids), build(config, fused=False)(ids)
-    torch.testing.assert_close(fused.float(), explicit.float(), rtol=0.05, atol=0.1)
-
-
 def test_the_three_functions_are_pytorchs() -> None:
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 3
-    torch.testing.assert_close(LayerNorm(7, fused=False)(x), F.layer_norm(x, (7,)))
-    torch.testing.assert_close(GELU(fused=False)(x), F.gelu(x, approximate="tanh"))
-    torch.testing.assert_close(Softmax(fused=False)(x), F.softmax(x, -1))
-    assert torch.isfinite(Softmax(fused=False)(1000 * x)).all()
+    torch.testing.assert_close(LayerNorm(7)(x), F.layer_norm(x, (7,)))
+    torch.testing.assert_close(GELU()(x), F.gelu(x, approximate="tanh"))
+    torch.testing.assert_close(Softmax()(x), F.softmax(x, -1))
+    assert torch.isfinite(Softmax()(1000 * x)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float, dtype: torch.dtype) -> None:
-    dropout, x = Dropout(rate), torch.ones(1001, 333, dtype=dtype, requires_grad=True)
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float) -> None:
+    dropout, x = Dropout(rate), torch.ones(1001, 333)
     torch.manual_seed(1)
     y = dropout(x)
-    y.float().sum().backward()
-    y = y.detach()
-    dropped = float((y == 0).float().mean())
-    assert dropped == pytest.approx(round(256 * rate) / 256, abs=0.004)  # more than 4 standard deviations
-    kept = y[y != 0]
-    assert bool((kept == kept[0]).all())
-    assert float(kept[0]) == pytest.approx(256 / (256 - round(256 * rate)), rel=0.004)
-    assert x.grad is not None
-    assert torch.equal(x.grad, y)  # of a 1 that was kept, its factor
-    torch.manual_seed(1)
-    assert torch.equal(dropout(x), y)
-    assert not torch.equal(dropout(x), y)
-    alike = float(((y[:, 1:] == 0) == (y[:, :-1] == 0)).float().mean())
-    assert alike == pytest.approx(dropped**2 + (1 - dropped) ** 2, abs=0.01)  # neighbours are drawn apart
+    assert float((y == 0).float().mean()) == pytest.approx(rate, abs=0.004)  # more than 4 standard deviations
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)))
     assert torch.equal(dropout.eval()(x), x)
 
 
@@ -123,6 +87,18 @@ def test_the_output_head_is_the_token_embedding() -> None:
     assert logits[..., 5].abs().min() > 0
 
 
+def test_printed_a_model_tells_its_rates_and_sizes() -> None:
+    text = repr(GPT(GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12, attn_pdrop=0.25)))
+    for part in ("TokenEmbedding(23, 12)", "Dropout(p=0.25", "in_features=12, out_features=48", "LayerNorm((12,)"):
+        assert part in text
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_ids_of_any_integer_type_are_taken(dtype: torch.dtype) -> None:
+    gpt, ids = build(GPT1), random_ids(2, 5)
+    assert torch.equal(gpt(ids.to(dtype)), gpt(ids))
+
+
 def test_weights_start_as_gpt1s_do() -> None:
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=100, block_size=64, n_layer=2, n_head=2, n_embd=128))
@@ -134,15 +110,14 @@ def test_weights_start_as_gpt1s_do() -> None:
             assert (parameter == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients(fused: bool) -> None:
+def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients() -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.OpenAIGPTLMHeadModel(
         transformers.OpenAIGPTConfig(
             vocab_size=23, n_positions=16, n_embd=12, n_layer=2, n_head=2, attn_implementation="eager"
         )
     ).eval()
-    ours = build(GPT1, fused=fused)
+    ours = build(GPT1)
     pairs = [("tokens_embed", "token_embedding"), ("positions_embed", "position_embedding")]
     for i in range(2):
         for their_part, our_part in {
@@ -176,20 +151,19 @@ def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients(fused: bool) -> N
 
 
 @each_shape
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_cache_changes_no_logit(config: GPTConfig, fused: bool) -> None:
-    gpt = build(config, fused=fused)
+def test_the_cache_changes_no_logit(config: GPTConfig) -> None:
+    gpt = build(config)
     ids = random_ids(3, 16)
-    cache = gpt.make_cache(3)
-    pieces = [gpt(ids[:, start:stop], cache) for start, stop in [(0, 5), (5, 6), (6, 7), (7, 12), (12, 16)]]
+    caches = [KeyValueCache(16) for _ in gpt.blocks]
+    pieces = [gpt(ids[:, start:stop], caches) for start, stop in [(0, 5), (5, 6), (6, 7), (7, 12), (12, 16)]]
     torch.testing.assert_close(torch.cat(pieces, 1), gpt(ids), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="17 tokens long; block_size is 16"):
-        gpt(ids[:, :1], cache)
+    with pytest.raises(ValueError, match="17 tokens, more than block_size = 16"):
+        gpt(ids[:, :1], caches)
 
 
 def test_every_promised_activation_can_be_hooked() -> None:
-    gpt = build(GPT1, fused=False)
-    names = ["embedding_dropout", "final_norm"]
+    gpt = build(GPT1)
+    names = ["token_embedding", "position_embedding", "embedding_dropout", "final_norm"]
     for part in ("norm_1", "norm_2", "attention", "attention.qkv", "attention.softmax", "residual_middle"):
         names.append(f"blocks.0.{part}")
     names += ["blocks.0.feed_forward", "blocks.0.feed_forward.gelu", "blocks.0"]
@@ -226,9 +200,9 @@ def test_sines_and_cosines_are_those_of_the_paper() -> None:
 )
 def test_wrong_settings_say_what_would_do(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(GPT1, **changes)  # type: ignore[arg-type]
+        make_config(**dataclasses.asdict(GPT1) | changes)
 
 
 def test_a_sequence_longer_than_the_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="17 tokens long; block_size is 16"):
+    with pytest.raises(ValueError, match="17 tokens, more than block_size = 16"):
         build(GPT1)(random_ids(1, 17))

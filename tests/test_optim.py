@@ -48,10 +48,8 @@ def test_both_optimizers_in_one_step_like_pytorch_s_two_apart_and_go_on_from_a_s
     adamw: dict[str, Any] = {"lr": 0.003, "fused": True}
 
     def both() -> MuonAdamW:
-        rest = [p for p in one.parameters() if p.dim() < 2]
-        return MuonAdamW(
-            [p for p in one.parameters() if p.dim() == 2], [{"params": rest}], {**muon, "dtype": torch.bfloat16}, adamw
-        )
+        matrices, rest = ([p for p in one.parameters() if (p.dim() == 2) == hidden] for hidden in (True, False))
+        return MuonAdamW(matrices, [{"params": rest}], muon, adamw, torch.bfloat16)
 
     together = both()
     apart = [
@@ -79,7 +77,7 @@ def test_muon_computes_in_the_precision_of_the_run() -> None:
     in_bfloat16, in_float32 = (module.make_optimizer(precision) for precision in ("bf16-mixed", "32-true"))
     assert isinstance(in_bfloat16, MuonAdamW)
     assert isinstance(in_float32, MuonAdamW)
-    assert (in_bfloat16.parts[0].dtype, in_float32.parts[0].dtype) == (torch.bfloat16, torch.float32)  # type: ignore[attr-defined]
+    assert (in_bfloat16.dtype, in_float32.dtype) == (torch.bfloat16, torch.float32)
 
 
 def rate(step: int, schedule: Schedule = "cosine") -> float:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import assert_clear_error, run_minigpt
 from minigpt.cost import flops_per_token
@@ -32,18 +33,25 @@ def test_plan_tells_the_cost_and_leaves_nothing_behind(workplace: Path) -> None:
     assert f"{2 * 8 * 16} characters a step" in result.out
     for line in ("24 steps", "6 validations", "3 samples", "start-up"):
         assert re.search(rf"^  {line} +\d+\.\d (s|min)", result.out, re.M), result.out
-    assert not Path("lightning_logs").exists()
+    assert sorted(path.name for path in workplace.iterdir()) == ["data", "text.txt", "tiny.yaml"]
 
 
-def test_plan_counts_what_the_limits_let_through(workplace: Path) -> None:
-    # 4,000 characters of training in windows of 16 are 31 batches of 8.
-    epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--trainer.limit_train_batches", 10)
-    result = run_minigpt("plan", "--config", "tiny.yaml", *epochs)
-    assert re.search(r"^  20 steps .*\n  3 validations .*\n  2 samples ", result.out, re.M), result.out + result.err
-    sooner = run_minigpt(
-        "plan", "--config", "tiny.yaml", "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 0.1
-    )
-    assert re.search(r"^  3 steps .*\n  1 validations .*\n  together", sooner.out, re.M), sooner.out + sooner.err
+def test_plan_counts_what_fit_does(workplace: Path) -> None:
+    # Epochs of 8 steps, with a validation after every 3 steps and, as always, after the last.
+    epochs = ("--config", "tiny.yaml", "--trainer.max_steps", -1, "--trainer.max_epochs", 2)
+    every = ("--trainer.accumulate_grad_batches", 5, "--trainer.val_check_interval", 15, "--sampler.every_n_steps", 3)
+    planned, done = run_minigpt("plan", *epochs, *every), run_minigpt("fit", *epochs, *every)
+    curves = EventAccumulator("lightning_logs/tiny/version_0").Reload()
+    steps, validations = len(curves.Scalars("train/loss")), len(curves.Scalars("val/loss"))
+    assert (steps, validations) == (16, 6)
+    counts = rf"^  {steps} steps .*\n  {validations} validations .*\n  {done.out.count('--- step')} samples "
+    assert re.search(counts, planned.out, re.M), planned.out + planned.err
+
+
+def test_plan_keeps_the_limits_and_asks_for_an_end(workplace: Path) -> None:
+    limits = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 0.1)
+    result = run_minigpt("plan", "--config", "tiny.yaml", *limits)
+    assert re.search(r"^  3 steps .*\n  1 validations .*\n  together", result.out, re.M), result.out + result.err
     endless = run_minigpt("plan", "--config", "tiny.yaml", "--trainer.max_steps", -1, "--trainer.max_epochs", -1)
     assert_clear_error(endless, "--trainer.max_steps N")
 

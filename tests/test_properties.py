@@ -13,8 +13,10 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.generation import Sampling, draw
+from minigpt.generation import draw
+from minigpt.generation import probabilities as probabilities_of
 from minigpt.optim import Schedule, learning_rate_factor
+from minigpt.sampling import Sampling
 from minigpt.text.corpus import CorpusReader, split_places
 from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
 from minigpt.text.windows import IGNORED, ScoringBatches, TrainingBatches
@@ -113,7 +115,7 @@ def test_a_file_is_read_the_same_in_chunks_of_any_size(characters: list[str], ch
         file.write_bytes(text.encode())
         corpus = CorpusReader(Path(folder, "data")).open(str(file))
         expected = text.replace("\r\n", "\n").replace("\r", "\n")
-        assert CharTokenizer(corpus.vocabulary).decode(corpus.ids()) == expected
+        assert CharTokenizer(corpus.vocabulary).decode(corpus.ids()[:]) == expected
         assert list(corpus.vocabulary) == sorted(set(expected))
 
 
@@ -235,7 +237,7 @@ def test_every_place_of_a_split_is_scored_once_after_the_character_before_it(
             counts = targets != IGNORED
             scored += (targets[counts] - 1000).tolist()
             assert torch.equal(inputs[counts], torch.where(targets == 1000, first, targets - 1)[counts])
-            # Within a window the model reads on: what it was to foretell is what it is given next.
+            # Within a window the model reads on: what it was to predict is what it is given next.
             assert torch.equal(inputs[:, 1:][counts[:, 1:]], targets[:, :-1][counts[:, 1:]])
     assert scored == list(range(start, stop)), "each once, in the order of the text"
 
@@ -250,8 +252,7 @@ FRACTION = st.floats(0, 1, exclude_min=True)
 
 
 def probabilities(logits: list[float], sampling: Sampling, window: tuple[int, ...] = ()) -> torch.Tensor:
-    (result_V,) = sampling.probabilities(torch.tensor([logits]), [window])
-    return result_V
+    return probabilities_of(torch.tensor([logits]), torch.tensor([window], dtype=torch.long), sampling)[0]
 
 
 @given(
@@ -324,7 +325,7 @@ def test_min_p_keeps_what_is_near_enough_to_the_likeliest(logits: list[float], t
 def test_each_text_draws_what_it_would_draw_alone_and_never_the_impossible(rows: list[list[float]], seed: int) -> None:
     width = max(map(len, rows))
     logits_BV = torch.tensor([row + [-math.inf] * (width - len(row)) for row in rows])
-    probabilities_BV = Sampling(min_p=0.01).probabilities(logits_BV, [()] * len(rows))
+    probabilities_BV = probabilities_of(logits_BV, torch.empty(len(rows), 0, dtype=torch.long), Sampling(min_p=0.01))
     together = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
     alone = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
     for _ in range(20):

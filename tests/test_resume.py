@@ -1,21 +1,43 @@
 """Stopped anywhere and resumed, a run ends in the same bits, with its curves in one piece."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
-from conftest import assert_clear_error, run_minigpt
-from test_cli import curve
+from conftest import Result, assert_clear_error, run_minigpt
+from minigpt.run import FORMAT, RunFolder, find_checkpoint, read_checkpoint, write_checkpoint
+from minigpt.training.proof import compare, read_curves
 
 CONFIG = ("--config", "tiny.yaml", "--trainer.max_steps", 12, "--trainer.val_check_interval", 8)
+EPOCHS = ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 80)  # in bfloat16, with dropout
+MATRIX = {
+    "fp32": ("--trainer.precision", "32-true"),
+    "bf16-accumulate-epochs": EPOCHS,
+    "workers-pre": ("--data.num_workers", 2, "--model.norm", "pre", "--model.positions", "sinusoidal"),
+    "early-stopping": ("--model.learning_rate", 1.0, "--early_stopping.patience", 1, "--trainer.max_steps", 40),
+    "muon": ("--model.optimizer", "muon", "--model.schedule", "constant", "--trainer.precision", "bf16-mixed"),
+    "bytes": ("--data.tokenizer", "byte"),
+}
+BEFORE = Path(__file__).parent / "before_rooms"
+
+
+class KeepEveryStep(Callback):
+    """Copies the run's folder as it stands after each optimizer step, to runs of their own."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        run = Path(trainer.default_root_dir)
+        copy = run.parent.with_name(f"{run.parent.name}-{trainer.global_step}") / run.name
+        if trainer.global_step and not copy.exists():
+            shutil.copytree(run, copy)
 
 
 class StopAt(Callback):
@@ -33,7 +55,7 @@ class StopAt(Callback):
 
 
 def last(name: str) -> dict[str, Any]:
-    return torch.load(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
+    return read_checkpoint(RunFolder.first(name).last)
 
 
 def assert_same(a: Any, b: Any, path: str = "") -> None:
@@ -52,95 +74,154 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
-@pytest.mark.parametrize(
-    ("settings", "number"),
-    [
-        pytest.param(("--trainer.precision", "32-true"), signal.SIGTERM, id="fp32"),
-        pytest.param(("--trainer.precision", "32-true"), signal.SIGINT, id="fp32-ctrl-c"),
-        pytest.param(
-            ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 80),
-            signal.SIGTERM,
-            id="bf16-accumulate-epochs",
-        ),
-        pytest.param(("--data.num_workers", 2, "--trainer.val_check_interval", 3), signal.SIGTERM, id="workers"),
-    ],
-)
-def test_a_run_stopped_at_any_batch_ends_in_the_same_bits(
-    workplace: Path, settings: tuple[object, ...], number: signal.Signals
+def assert_resumes_to_the_bits_of(whole: str, name: str) -> Result:
+    """Resumed from its last checkpoint, the run ``name`` ends as ``whole`` did."""
+    resumed = run_minigpt("fit", "--ckpt_path", RunFolder.first(name).last, "--trainer.callbacks", "null")
+    assert resumed.code == 0, resumed.err
+    for part, (count, places) in compare(RunFolder.first(whole), RunFolder.first(name)).items():
+        assert count > 1 or part == "global_step"
+        assert places == [], (name, part, places)
+    assert [folder.name for folder in Path("lightning_logs", name).iterdir()] == ["version_0"]
+    return resumed
+
+
+def resume_from(steps: range | None, *settings: object) -> None:
+    """Train, keeping every step, and resume from some of them, or from all."""
+    callbacks = ("--checkpoint.every_n_steps", 1, "--trainer.callbacks", "test_resume.KeepEveryStep")
+    whole = run_minigpt("fit", *CONFIG, "--trainer.val_check_interval", 4, *settings, *callbacks)
+    assert whole.code == 0, whole.err
+    assert last("tiny")["global_step"] == (8 if "--early_stopping.patience" in settings else 12)
+    for step in steps or range(1, last("tiny")["global_step"]):
+        assert last(f"tiny-{step}")["global_step"] == step
+        resumed = assert_resumes_to_the_bits_of("tiny", f"tiny-{step}")
+        assert ("Stopped early" in resumed.out) == ("Stopped early" in whole.out)
+
+
+def test_a_run_resumed_within_an_epoch_and_at_its_end_and_at_a_validation_ends_in_the_same_bits(
+    workplace: Path,
 ) -> None:
+    resume_from(range(1, 8, 3), *EPOCHS, "--model.learning_rate", 1.0)  # with which no later loss is the best
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("settings", [pytest.param(value, id=key) for key, value in MATRIX.items()])
+def test_a_run_resumed_from_any_of_its_steps_ends_in_the_same_bits(
+    workplace: Path, settings: tuple[object, ...]
+) -> None:
+    resume_from(None, *settings)
+
+
+def stop_and_resume(batches: range, number: signal.Signals, *settings: object) -> None:
+    """Stop a run by a signal in one batch or another, and resume it."""
     assert run_minigpt("fit", *CONFIG, *settings, "--name", "whole").code == 0
-    whole = last("whole")
-    assert whole["global_step"] == 12
-    accumulated = 2 if "--trainer.accumulate_grad_batches" in settings else 1
-    for batch in range(1, 12 * accumulated + 1, 1 if settings[0] == "--trainer.precision" else 3):
+    for batch in batches:
         name = f"stopped{batch}"
         callback = ("--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", batch)
         stop = (*callback, "--trainer.callbacks.number", int(number))
         stopped = run_minigpt("fit", *CONFIG, *settings, *stop, "--name", name)
         if last(name)["global_step"] == 12:  # asked to stop when all was done
             assert stopped.code == 0, stopped.err
-            assert_same(last(name)["state_dict"], whole["state_dict"])
+            assert_same(last(name)["state_dict"], last("whole")["state_dict"])
             continue
+        step = -(-batch // (2 if settings == EPOCHS else 1))  # the step that the batch is of is finished
         assert stopped.code == 128 + number, stopped.err
-        assert f"fit --ckpt_path lightning_logs/{name}/version_0/checkpoints/last.ckpt" in stopped.out
-        assert last(name)["global_step"] == -(-batch // accumulated)
-        resumed = run_minigpt(
-            *("fit", *CONFIG, *settings, "--name", name, "--ckpt_path", "last"), "--trainer.callbacks", "null"
-        )
-        assert resumed.code == 0, resumed.err
-        ended = last(name)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "hyper_parameters"):
-            assert_same(ended[part], whole[part], part)
-        for tag in ("train/loss", "train/grad_norm", "val/loss", "lr-AdamW/decay"):
-            runs = (Path(f"lightning_logs/{n}/version_0") for n in ("whole", name))
-            curves = [curve(run, tag) for run in runs]
-            assert curves[0] == curves[1], (tag, batch)
-        assert [p.name for p in Path(f"lightning_logs/{name}").iterdir()] == ["version_0"]
+        assert f"Stopped after step {step}; nothing is lost." in stopped.out
+        assert f"fit --ckpt_path {RunFolder.first(name).last}" in stopped.out
+        assert last(name)["global_step"] == step
+        assert_resumes_to_the_bits_of("whole", name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_by_a_signal_is_saved_and_goes_on(workplace: Path, number: signal.Signals) -> None:
+    stop_and_resume(range(3, 4), number)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("settings", [MATRIX["fp32"], EPOCHS])
+def test_a_run_stopped_in_any_batch_ends_in_the_same_bits(workplace: Path, settings: tuple[object, ...]) -> None:
+    stop_and_resume(range(1, 25, 3) if settings == EPOCHS else range(1, 13), signal.SIGTERM, *settings)
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(workplace: Path) -> None:
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(run_minigpt("fit", *CONFIG)))
+    thread.start()
+    thread.join()
+    assert results[0].code == 0, results[0].err
+    assert last("tiny")["global_step"] == 12
 
 
 def test_gradient_clipping_can_be_off(workplace: Path) -> None:
     assert run_minigpt("fit", *CONFIG, "--trainer.gradient_clip_val", 0).code == 0
-    losses = [loss for _, loss in curve(Path("lightning_logs/tiny/version_0"), "val/loss")]
+    losses = [loss for _, loss in read_curves(RunFolder.first("tiny"))["val/loss"]]
     assert losses[-1] < losses[0]
-
-
-def test_ctrl_c_exits_with_130(workplace: Path) -> None:
-    callback = ("--trainer.callbacks", "test_resume.StopAt", "--trainer.callbacks.batch", 3)
-    stopped = run_minigpt("fit", *CONFIG, *callback, "--trainer.callbacks.number", int(signal.SIGINT))
-    assert stopped.code == 130
-    assert "Stopped after step 3; nothing is lost." in stopped.out
 
 
 def test_a_resumed_run_needs_its_checkpoint_alone_and_may_go_further(workplace: Path) -> None:
     assert run_minigpt("fit", *CONFIG).code == 0
-    checkpoint = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert_clear_error(run_minigpt("fit", "--ckpt_path", checkpoint), "is complete: it has done 12 of max_steps = 12")
-    assert run_minigpt("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", 16).code == 0
+    run = RunFolder.first("tiny")
+    assert_clear_error(run_minigpt("fit", "--ckpt_path", run.last), "is complete: it has done 12 of max_steps = 12")
+    assert run_minigpt("fit", "--ckpt_path", run.last, "--trainer.max_steps", 16).code == 0
     assert last("tiny")["global_step"] == 16
-    assert [step for step, _ in curve(Path("lightning_logs/tiny/version_0"), "train/loss")] == list(range(16))
+    assert [step for step, _ in read_curves(run)["train/loss"]] == list(range(16))
 
 
-def test_killed_at_once_a_run_resumes_from_its_last_checkpoint(workplace: Path) -> None:
-    """SIGKILL, from outside, at a moment nobody chose."""
-    long = (*CONFIG, "--trainer.max_steps", 400, "--trainer.val_check_interval", 100)
-    assert run_minigpt("fit", *long, "--name", "whole").code == 0
-    fit = [sys.executable, "-m", "minigpt", "fit", *map(str, long), "--name", "killed"]
-    saving = ["--checkpoint.every_n_steps", "1"]
-    with subprocess.Popen([*fit, *saving], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        file = Path("lightning_logs/killed/version_0/checkpoints/last.ckpt")
-        for _ in range(600):
-            if file.exists() or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        process.kill()
-    assert last("killed")["global_step"] >= 1
-    assert last("killed")["global_step"] < 400, "it was killed before it was done"
-    resumed = run_minigpt("fit", "--ckpt_path", file)
+def test_a_run_of_the_version_before_goes_on_is_scored_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.first("before")
+    shutil.copytree(BEFORE / "version_0", run.path)
+    shutil.copy(BEFORE / "words.txt", "words.txt")
+    assert last("before")["global_step"] == 13
+    resumed = run_minigpt("fit", "--ckpt_path", run.last)
     assert resumed.code == 0, resumed.err
-    assert_same(last("killed")["state_dict"], last("whole")["state_dict"])
+    assert last("before")["global_step"] == 24
+    losses = [loss for _, loss in read_curves(run)["val/loss"]]
+    assert min(losses) == pytest.approx(2.7815, abs=0.002)
+    assert find_checkpoint("best").name.endswith(f"-val{min(losses):.4f}.ckpt")
+    assert not list(run.checkpoints.glob("step000008*"))  # the best before it, which the old version wrote
+    written = run_minigpt("generate", "--ckpt_path", "best", "--max_new_tokens", 30)
+    assert written.code == 0, written.err
+    assert len(written.out.strip("\n")) > 20
+    scored = run_minigpt("test", "--ckpt_path", BEFORE / "version_0/checkpoints/last.ckpt")
+    assert scored.code == 0, scored.err
+    found = next(line for line in scored.out.splitlines() if "test/loss" in line)
+    assert float(found.strip("│ \n").split()[-1]) == pytest.approx(2.8549, abs=0.003)
 
 
-@pytest.mark.slow
+def test_the_best_checkpoint_has_the_lowest_loss_as_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.first("tiny")
+    run.checkpoints.mkdir(parents=True)
+    names = ["step000001-val10.5000", "step000002-val9.5000", "step000003-val9.5000", "step000003-val1.0000 (copy)"]
+    for name in ("last", *names):
+        (run.checkpoints / f"{name}.ckpt").touch()
+    assert find_checkpoint("best", "tiny") == run.scored(3, 9.5)
+
+
+def test_a_run_deletes_only_checkpoints_that_it_wrote(in_trained: Path) -> None:
+    checkpoints = RunFolder.first("tiny").checkpoints
+    best = find_checkpoint("best")
+    mine = [checkpoints / f"{best.stem} (copy).ckpt", checkpoints / "step000001-val9.0000.ckpt", checkpoints / "a.part"]
+    for path in mine:
+        shutil.copy(best, path)
+    assert run_minigpt("fit", "--ckpt_path", "last", "--trainer.max_steps", 48).code == 0
+    assert find_checkpoint("best") != best
+    assert not best.exists()
+    assert all(path.exists() for path in mine)
+    assert not find_checkpoint("last").is_symlink()
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(in_trained: Path) -> None:
+    newer = {**last("tiny"), "minigpt_format": FORMAT + 1}
+    write_checkpoint(newer, Path("newer.ckpt"))
+    for command in ("generate", "fit"):
+        result = run_minigpt(command, "--ckpt_path", "newer.ckpt")
+        assert_clear_error(result, f"newer.ckpt has format {FORMAT + 1}", "Install a newer")
+
+
+@pytest.mark.soak
 def test_two_processes_train_as_one(workplace: Path) -> None:
     """To rounding: they share each batch, and their gradients are averaged."""
     dropout = [flag for name in ("embd", "attn", "resid") for flag in (f"--model.{name}_pdrop", "0")]
@@ -154,7 +235,7 @@ def test_two_processes_train_as_one(workplace: Path) -> None:
     one, two_weights = last("one")["state_dict"], last("two")["state_dict"]
     for name, weight in one.items():
         torch.testing.assert_close(two_weights[name], weight, rtol=1e-3, atol=1e-5, msg=name)
-    one_curve, two_curve = (curve(Path(f"lightning_logs/{name}/version_0"), "val/loss") for name in ("one", "two"))
+    one_curve, two_curve = (read_curves(RunFolder.first(name))["val/loss"] for name in ("one", "two"))
     assert [step for step, _ in two_curve] == [step for step, _ in one_curve]
     assert [loss for _, loss in two_curve] == pytest.approx([loss for _, loss in one_curve], rel=1e-4)
     assert result.stdout.count("Best: ") == 1

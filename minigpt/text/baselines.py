@@ -1,4 +1,4 @@
-"""How predictable a text is without any learning: the ladder against which a model's loss means something."""
+"""How predictable a text is without any learning: the baselines against which a model's loss means something."""
 
 import gzip
 import lzma
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 SAMPLE = 10_000_000  # ids; enough for the figures, and quick
 
 
-def ladder(ids: NDArray[np.integer], characters_of: NDArray[np.integer]) -> dict[str, float]:
-    """Bits per character that simple means need for a text.
+def baselines(ids: NDArray[np.integer], characters_of: NDArray[np.integer]) -> dict[str, float]:
+    """Bits per character that simple predictors need for a text.
 
     Args:
         ids: the text; of a longer one the first 10,000,000 ids are looked at.
@@ -24,23 +24,19 @@ def ladder(ids: NDArray[np.integer], characters_of: NDArray[np.integer]) -> dict
     """
     ids = np.ascontiguousarray(ids[:SAMPLE])
     characters = max(1, int(characters_of[ids].sum()))
-    per_character = len(ids) / characters
-    result = {"uniform": np.log2(len(characters_of)) * per_character}
-    for order in range(3):
-        result[f"order {order}"] = conditional_entropy(ids, order) * per_character
     # The compressors get one byte per id, or four: what the characters are called is no matter of prediction.
     raw = ids.astype(np.uint8 if len(characters_of) <= 256 else np.uint32).tobytes()
-    result["gzip"] = 8 * len(gzip.compress(raw, 9)) / characters
-    result["xz"] = 8 * len(lzma.compress(raw, preset=6)) / characters
-    return {name: float(value) for name, value in result.items()}
+    bits = {"uniform": len(ids) * np.log2(len(characters_of))}
+    bits |= {f"order {order}": len(ids) * conditional_entropy(ids, order) for order in range(3)}
+    bits |= {"gzip": 8 * len(gzip.compress(raw, 9)), "xz": 8 * len(lzma.compress(raw, preset=6))}
+    return {name: float(value / characters) for name, value in bits.items()}
 
 
 def conditional_entropy(ids: NDArray[np.integer], order: int) -> float:
     """H(next id | the ``order`` ids before it), in bits, of the counts in ``ids``."""
     if len(ids) <= order:
         return 0.0
-    joint = _entropy_of_ngrams(ids, order + 1)
-    return max(0.0, joint - (_entropy_of_ngrams(ids[:-1], order) if order else 0.0))
+    return max(0.0, _entropy_of_ngrams(ids, order + 1) - (_entropy_of_ngrams(ids[:-1], order) if order else 0.0))
 
 
 def _entropy_of_ngrams(ids: NDArray[np.integer], n: int) -> float:
@@ -54,8 +50,8 @@ def _entropy_of_ngrams(ids: NDArray[np.integer], n: int) -> float:
     return float(-(probabilities * np.log2(probabilities)).sum())
 
 
-def show(ladder: dict[str, float], own: float | None = None) -> Iterator[str]:
-    """The ladder as lines of a table, with the model's own figure among them where it belongs."""
-    rungs = dict(ladder) | ({"this model": own} if own is not None else {})
-    for name, bits in sorted(rungs.items(), key=lambda rung: -rung[1]):
+def table(baselines: dict[str, float], own: float | None = None) -> Iterator[str]:
+    """The baselines as lines of a table, with the model's own bits per character among them where it belongs."""
+    rows = baselines | ({"this model": own} if own is not None else {})
+    for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         yield f"  {name:<12}{bits:8.4f} bits per character" + ("   <--" if name == "this model" else "")

@@ -1,10 +1,14 @@
 """Windows over a corpus: what the model reads, and the characters it must predict."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from minigpt.text.corpus import Ids
 
 IGNORED = -100  # the target of a position that is not scored; the default of cross-entropy's ignore_index
 
@@ -14,75 +18,49 @@ Batch = tuple[Tensor, Tensor]  # ids and targets, each (B, T), int64
 def window_starts(seed: int, batch: int, batch_size: int, n_starts: int) -> NDArray[np.int64]:
     """Where the windows of training batch number ``batch`` begin: a pure function of its arguments.
 
-    Returns:
-        ``batch_size`` independent uniform draws from ``range(n_starts)``.
+    They are ``batch_size`` independent uniform draws from ``range(n_starts)``.
     """
     return np.random.Generator(np.random.Philox(key=[seed, batch])).integers(n_starts, size=batch_size)
 
 
+@dataclass(eq=False)
 class TrainingBatches(Dataset[Batch]):
     """Item k is this device's share of training batch k: windows at random places, targets one character on."""
 
-    def __init__(
-        self,
-        ids: NDArray,
-        block_size: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        only_first: bool = False,
-    ) -> None:
-        self.ids = ids
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.only_first = only_first
+    ids: Ids  # of the training split
+    block_size: int  # length of a window, T
+    batch_size: int  # windows in a batch, over all devices together
+    seed: int
+    rank: int = 0  # this device's number
+    world: int = 1  # number of devices
+    only_first: bool = False  # whether every item is batch 0
+
+    def starts(self, batch: int) -> NDArray[np.int64]:
+        """Where in ``ids`` the windows of this device's share begin."""
+        number, n_starts = 0 if self.only_first else batch, len(self.ids) - self.block_size
+        return window_starts(self.seed, number, self.batch_size, n_starts)[self.rank :: self.world]
 
     def __getitem__(self, batch: int) -> Batch:
-        starts = window_starts(
-            self.seed, 0 if self.only_first else batch, self.batch_size, len(self.ids) - self.block_size
-        )
-        places = starts[self.rank :: self.world, None] + np.arange(self.block_size + 1)
+        places = self.starts(batch)[:, None] + np.arange(self.block_size + 1)
         windows = torch.from_numpy(self.ids[places].astype(np.int64))
         return windows[:, :-1], windows[:, 1:]
 
 
+@dataclass(eq=False)
 class ScoringBatches(Dataset[Batch]):
     """Windows side by side, so that each character of ``split`` is a target exactly once.
 
     The first target's context is the character before it; at the very beginning of the text, where there is
     none, it is ``first``. Every device gets the same number of batches, some perhaps with nothing to score.
-
-    Args:
-        ids: the whole text.
-        split: the places to score.
-        block_size: length of a window, T.
-        batch_size: windows per device and batch, B.
-        first: the id that stands before the text.
-        rank: this device's number.
-        world: number of devices.
     """
 
-    def __init__(
-        self,
-        ids: NDArray,
-        split: range,
-        block_size: int,
-        batch_size: int,
-        first: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.ids = ids
-        self.split = split
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.first = first
-        self.rank = rank
-        self.world = world
+    ids: Ids  # of the whole text
+    split: range  # the places to score
+    block_size: int  # length of a window, T
+    batch_size: int  # windows per device and batch, B
+    first: int = 0  # the id that stands before the text
+    rank: int = 0  # this device's number
+    world: int = 1  # number of devices
 
     def __len__(self) -> int:
         windows = -(-len(self.split) // self.block_size)

@@ -1,10 +1,11 @@
-"""Training around the GPT: the loss, the metrics, the optimizer."""
+"""Training around the GPT: the loss, the scores, the learning rate."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -13,12 +14,16 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from minigpt.cost import check_memory
+from minigpt.cost import make_config
 from minigpt.errors import UserError, building_from
-from minigpt.model import GPT, GPTConfig
-from minigpt.optim import MuonAdamW, Schedule, decay_groups, hidden_matrices, learning_rate_factor
+from minigpt.fast import apply
+from minigpt.model import GPT
+from minigpt.optim import Schedule, learning_rate_factor, make_optimizer
+from minigpt.run import FORMAT, read_checkpoint
 from minigpt.text.tokenizer import TOKENIZERS
 from minigpt.training.metrics import Scores
+
+HOW = ("fast", "compile", "fused")  # how a model is computed, not what is trained; older checkpoints hold some
 
 
 def logs_step(trainer: Trainer, step: int) -> bool:
@@ -27,11 +32,13 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-NO_END = "The learning rate falls until training ends, so give an end: --trainer.max_steps N."
+def what_is_trained(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint of any version holds of its model, without those that tell how it is computed."""
+    return {name: value for name, value in hyperparameters.items() if name not in HOW}
 
 
 class GPTLightningModule(LightningModule):
-    """A GPT that learns to foretell the next character. Losses are in nats per character.
+    """A GPT that learns to predict the next character. Losses are in nats per character.
 
     The defaults are GPT-1's own, from the shape to the optimizer.
 
@@ -51,10 +58,11 @@ class GPTLightningModule(LightningModule):
         beta1: decay of AdamW's running mean of the gradient.
         beta2: decay of AdamW's running mean of the squared gradient.
         eps: added to the denominator of AdamW's update.
+        seed: decides what dropout drops.
+        fast: compute by the layers of :mod:`minigpt.fast`; see :func:`minigpt.fast.apply`.
         compile: train with kernels that ``torch.compile`` makes for this model, instead of PyTorch's own one by one.
             On a CPU it needs a C++ compiler and half a minute, gains little, and loses where there is dropout.
             It turns on ``trainer.deterministic``, without which no such run could be repeated to the bit.
-        seed: decides what dropout drops.
         gpt: the fields of :class:`~minigpt.model.GPTConfig`.
 
     Raises:
@@ -76,47 +84,32 @@ class GPTLightningModule(LightningModule):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
-        compile: bool = False,
         seed: int = 1337,
+        fast: bool | None = None,
+        compile: bool = False,
         **gpt: Any,
     ) -> None:
+        settings = {k: v for k, v in locals().items() if k not in ("self", "__class__", "gpt", *HOW)}
         super().__init__()
-        for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
-            if not 0 < rate < math.inf:
-                raise UserError(f"model.{name} is {rate}; it must be more than 0.")
-        if not 0 <= muon_momentum < 1:
-            raise UserError(f"model.muon_momentum is {muon_momentum}; it must be at least 0 and less than 1.")
-        if warmup_steps < 0 or not 0 <= weight_decay < math.inf or not 0 <= decay_fraction <= 1:
-            raise UserError(
-                f"warmup_steps = {warmup_steps} and weight_decay = {weight_decay} must be at least 0; "
-                f"decay_fraction = {decay_fraction} must be from 0 to 1."
-            )
-        config = GPTConfig(vocab_size=len(vocabulary), **gpt)
-        check_memory(config)
-        # Everything, defaults included, as plain values: a checkpoint must not depend on this file's defaults.
-        self.save_hyperparameters(
-            {
-                "vocabulary": vocabulary,
-                "tokenizer": tokenizer,
-                "optimizer": optimizer,
-                "learning_rate": learning_rate,
-                "muon_learning_rate": muon_learning_rate,
-                "muon_momentum": muon_momentum,
-                "schedule": schedule,
-                "warmup_steps": warmup_steps,
-                "decay_fraction": decay_fraction,
-                "weight_decay": weight_decay,
-                "beta1": beta1,
-                "beta2": beta2,
-                "eps": eps,
-                "compile": compile,
-                "seed": seed,
-                **{k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"},
-            },
-            logger=False,
-        )
-        self.seed = seed
+        limits = {
+            "learning_rate": (0 < learning_rate < math.inf, "more than 0"),
+            "muon_learning_rate": (0 < muon_learning_rate < math.inf, "more than 0"),
+            "muon_momentum": (0 <= muon_momentum < 1, "at least 0 and less than 1"),
+            "warmup_steps": (warmup_steps >= 0, "at least 0"),
+            "decay_fraction": (0 <= decay_fraction <= 1, "from 0 to 1"),
+            "weight_decay": (0 <= weight_decay < math.inf, "at least 0"),
+        }
+        for name, (kept, limit) in limits.items():
+            if not kept:
+                raise UserError(f"model.{name} is {settings[name]}; it must be {limit}.")
+        config = make_config(vocab_size=len(vocabulary), **gpt)
         self.gpt = GPT(config)
+        # Defaults included: a checkpoint must not depend on those that this program has when it is read.
+        shape = {k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"}
+        self.save_hyperparameters(settings | shape, logger=False)
+        self.fast = fast
+        self.layers = apply(self.gpt, fast)  # a clause that tells by which layers this model computes
+        self.compiled = compile
         # Beside the model, not in its place: the weights keep their names, and scoring and writing, whose shapes
         # vary, are not compiled anew for each.
         self.training_nats = torch.compile(self.character_nats) if compile else self.character_nats
@@ -126,6 +119,15 @@ class GPTLightningModule(LightningModule):
         self.test_scores = Scores(kind)
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
+        self.begun = False  # whether it has met any batch
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **settings: Any) -> Self:  # type: ignore[override]
+        """The model of a checkpoint, also of an older version; ``settings`` go before the checkpoint's own."""
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        module = cls(**what_is_trained(checkpoint["hyper_parameters"]) | settings)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
@@ -141,14 +143,15 @@ class GPTLightningModule(LightningModule):
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         # What dropout drops in this batch depends on the batch's number alone, so that a resumed run drops the same.
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        key = int(np.random.SeedSequence([self.seed, number, self.global_rank]).generate_state(1, np.uint64)[0])
+        what = [self.hparams["seed"], self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank]
+        key = int(np.random.SeedSequence(what).generate_state(1, np.uint64)[0])
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(key)  # 50 times faster than torch.manual_seed
         else:
             torch.manual_seed(key)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.begun = True
         nats_BT = self.training_nats(batch)
         self.batch_nats_BT = nats_BT.detach()
         loss = nats_BT.mean()
@@ -172,45 +175,17 @@ class GPTLightningModule(LightningModule):
     def configure_optimizers(self) -> Any:
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
-            raise UserError(NO_END)
-        factor = partial(
-            learning_rate_factor,
-            schedule=self.hparams["schedule"],
-            warmup_steps=self.hparams["warmup_steps"],
-            max_steps=int(max_steps),
-            decay_fraction=self.hparams["decay_fraction"],
-        )
+            raise UserError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
+        settings = {name: self.hparams[name] for name in ("schedule", "warmup_steps", "decay_fraction")}
+        factor = partial(learning_rate_factor, max_steps=int(max_steps), **settings)
         optimizer = self.make_optimizer(str(self.trainer.precision))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self, precision: str) -> torch.optim.Optimizer:
-        """The optimizer of all weights.
-
-        Args:
-            precision: as Lightning names it.
-        """
-        h: Any = self.hparams
-        parameters = dict(self.gpt.named_parameters())
-        adamw = {
-            "lr": h.learning_rate,
-            "betas": (h.beta1, h.beta2),
-            "eps": h.eps,
-            "fused": precision != "16-mixed",  # whose gradients the fused kernel would take as scaled
-        }
-        if h.optimizer == "muon":
-            matrices = hidden_matrices(parameters)
-            others = {name: p for name, p in parameters.items() if name not in matrices}
-            if not matrices:  # under FSDP
-                raise UserError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
-            muon = {
-                "lr": h.muon_learning_rate,
-                "momentum": h.muon_momentum,
-                "weight_decay": h.weight_decay,
-                "dtype": torch.bfloat16 if precision.startswith("bf16") else torch.float32,
-            }
-            return MuonAdamW(list(matrices.values()), decay_groups(others, h.weight_decay), muon, adamw)
-        return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
+        """The optimizer of all weights, for a precision as Lightning names it."""
+        with building_from("The optimizer"):
+            return make_optimizer(dict(self.gpt.named_parameters()), self.hparams, precision)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take up the weights of a checkpoint; a UserError if they are not those of this model."""
@@ -218,7 +193,19 @@ class GPTLightningModule(LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["minigpt_format"] = FORMAT
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
+        checkpoint["how"] = self.how(self.trainer)
+
+    def how(self, trainer: Trainer) -> dict[str, Any]:
+        """What may change the last bits of what a run computes, but not what it computes."""
+        return {
+            "precision": str(trainer.precision),
+            "layers": self.layers,
+            "device": trainer.strategy.root_device.type,
+            "devices": trainer.world_size,
+            "compile": self.compiled,
+        }
 
     # Scoring
 
@@ -230,6 +217,7 @@ class GPTLightningModule(LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The nats of every scored character of the batch, in the order of the text, (number of them,)."""
+        self.begun = True
         return self.character_nats(batch)[batch[1] >= 0]
 
     def on_validation_epoch_end(self) -> None:

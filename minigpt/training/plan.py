@@ -1,177 +1,134 @@
 """What a recipe will cost, before one commits to it: memory, FLOPs, and the time on this machine."""
 
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from minigpt.__main__ import STARTED
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.generation import Writer
-from minigpt.training.callbacks import make_tokenizer
+from minigpt.training.callbacks import ProgressBar, TextSampler, TrainingCurves, step_is_done
 from minigpt.training.cli import MiniGPTCLI, say, train
-from minigpt.training.machine import compute_dtype, matrix_peak
-from minigpt.training.module import NO_END, GPTLightningModule
 
-CALIBRATION = 10.0  # seconds
-
-
-def plan(args: list[str], started: float) -> None:
-    """Print what ``fit`` with the same arguments will cost; no run is made, and what was trained is thrown away.
-
-    Args:
-        args: the arguments of ``fit``.
-        started: when this process began, as :func:`time.perf_counter` tells it: ``fit`` will take as long to begin.
-    """
-    train("fit", args, partial(PlanCLI, started=started))
+CALIBRATION = 10.0  # seconds of training; a tenth of it for validation
 
 
 class PlanCLI(MiniGPTCLI):
-    """Everything as for ``fit``, but for what is done with it."""
+    """A ``fit`` that ends after some seconds, writes nothing, and says what all of it would cost."""
 
     makes_run = False
 
-    def __init__(self, args: list[str], until_done: ExitStack, started: float) -> None:
-        self.started = started
-        super().__init__(args, until_done)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        assert isinstance(self.model, GPTLightningModule)
+    def before_fit(self) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
-        start_up = time.perf_counter() - self.started
-        self.datamodule.trainer = self.trainer
-        self.datamodule.setup("fit")
-        self.trainer.precision_plugin.convert_module(self.model)
-        self.model.to(self.trainer.strategy.root_device)
-        if self.trainer.strategy.root_device.type == "cpu":  # where the processes share the cores
-            torch.set_num_threads(max(1, torch.get_num_threads() // self.trainer.num_devices))
-        steps = self._steps_left()
-        memory, compiling, step_seconds = self._measure_training()
-        times = {"start-up": start_up, **compiling, f"{steps:,} steps": steps * step_seconds}
-        self.model.eval()
-        times |= self._measure_validations(steps)
-        times |= self._measure_samples(steps, self.config[subcommand].sampler)
-        say("\n".join([*self._show_memory(memory), *self._show_arithmetic(steps, step_seconds), *self._show(times)]))
+        left_out = (Checkpoint, EarlyStopping, ProgressBar, TextSampler)
+        self.stopwatch = Stopwatch(self.objects.sampler, self.curves)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [*(c for c in callbacks if not isinstance(c, left_out)), self.stopwatch]
 
-    def _steps_left(self) -> int:
-        """Optimizer steps until the end of the run, early stopping aside."""
-        per_epoch = -(-self._batches_of_an_epoch() // self.trainer.accumulate_grad_batches)
-        ends = [end for end in (self.trainer.max_steps, per_epoch * (self.trainer.max_epochs or -1)) if end >= 0]
-        if not ends:
-            raise UserError(NO_END)
-        return int(min(ends) - self.checkpoint.get("global_step", 0))
+    def after_fit(self) -> None:
+        say("\n".join(self.stopwatch.report))
 
-    def _batches_of_an_epoch(self) -> int:
-        return limited(len(self.datamodule.train_dataloader()), self.trainer.limit_train_batches)
 
-    def _nats(self, batch: tuple[Tensor, ...], compute: Callable[[Any], Tensor] | None = None) -> Tensor:
-        """The nats of each character of a batch, in the precision of training."""
-        device = self.trainer.strategy.root_device
-        with self.trainer.precision_plugin.forward_context():
-            return (compute or self.model.character_nats)((batch[0].to(device), batch[1].to(device)))
+class Stopwatch(Callback):
+    """Ends a ``fit`` when enough of it was seen, and reports what all of it would cost.
 
-    def _measure_training(self) -> tuple[dict[str, int], dict[str, float], float]:
-        """Memory by what it holds, in bytes; the seconds of compiling, if there is any, and of an optimizer step."""
-        optimizer = self.model.make_optimizer(str(self.trainer.precision))
-        batch = next(iter(self.datamodule.train_dataloader()))
+    Args:
+        sampler: what would write samples during the run; it is timed at the end.
+        curves: times the steps, and knows the peak of this machine.
+    """
 
-        def step() -> None:
-            for _ in range(self.trainer.accumulate_grad_batches):
-                self._nats(batch, self.model.training_nats).mean().backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+    def __init__(self, sampler: TextSampler, curves: TrainingCurves) -> None:
+        self.sampler, self.curves = sampler, curves
+        self.score = 0.0  # seconds of a batch of validation
+        self.report: list[str] = []
+        self._mark = 0.0  # when the first step ended
 
-        weights = sum(p.nbytes for p in self.model.parameters())
-        kept = count_kept(lambda: self._nats(batch).mean(), self.model)
-        compiling = {}
-        if self.model.hparams["compile"]:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.start_up = time.process_time()  # imports included; until here the process keeps one core busy
+        first, end = trainer.global_step, int(trainer.estimated_stepping_batches)
+        self.left = end - first
+        self.samples = end // every - first // every if (every := self.sampler.every_n_steps) else 0
+        assert trainer.val_check_batch is not None
+        self.validations = math.ceil(self.left * trainer.accumulate_grad_batches / trainer.val_check_batch)
+        self.validations //= trainer.check_val_every_n_epoch or 1
+        trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # so the curves hold the rate of every step
+        # When enough steps were seen, training is to end with a validation, wherever it is.
+        trainer.check_val_every_n_epoch = None
+        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if step_is_done(trainer):
+            now, steps = time.perf_counter(), len(self.curves.rates)
+            self._mark = now if steps == 1 else self._mark  # the first step warms up, or compiles
+            enough = now - self._mark >= CALIBRATION or steps == self.left
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._began, self._scored = time.perf_counter(), 0
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        if torch.accelerator.is_available():  # not run
+            torch.accelerator.synchronize()
+        seconds = time.perf_counter() - self._began
+        self._scored += 1
+        self.score = seconds / self._scored
+        if seconds >= CALIBRATION / 10:
+            raise StopIteration  # ends this validation
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        config, data = pl_module.gpt.config, trainer.datamodule  # type: ignore[attr-defined]
+        characters = trainer.accumulate_grad_batches * data.batch_size * config.block_size  # of a step
+        first, rate = self.curves.rates[0], statistics.median(self.curves.rates[1:] or self.curves.rates)
+        times = {"start-up": self.start_up} | ({"compiling": characters / first} if pl_module.compiled else {})
+        times[f"{self.left:,} steps"] = self.left * characters / rate
+        if self.validations:
+            batches = sum(trainer.num_val_batches)
+            times[f"{self.validations:,} validations"] = self.validations * batches * self.score
+        if self.samples:
+            length = self.sampler.settings["max_new_tokens"]
+            self.sampler.settings["max_new_tokens"] = short = max(1, min(100, length))
             start = time.perf_counter()
-            step()
-            compiling["compiling"] = time.perf_counter() - start
-        seconds = repeat(step, CALIBRATION)
-        states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-        memory = {"weights": weights, "gradients": weights, "optimizer": states, "activations": kept}
-        return memory, compiling, seconds
-
-    def _measure_validations(self, steps: int) -> dict[str, float]:
-        interval = self.trainer.val_check_interval
-        every = interval if isinstance(interval, int) else max(1, int(self._batches_of_an_epoch() * interval))
-        number = -(-steps * self.trainer.accumulate_grad_batches // every)
-        number //= self.trainer.check_val_every_n_epoch or 1
-        loader = self.datamodule.val_dataloader()
-        batch = next(iter(loader))
-        with torch.no_grad():
-            seconds = repeat(lambda: self._nats(batch).sum(), 1.0)
-        return {f"{number:,} validations": number * limited(len(loader), self.trainer.limit_val_batches) * seconds}
-
-    def _measure_samples(self, steps: int, sampler: Any) -> dict[str, float]:
-        if not (number := steps // sampler.every_n_steps if sampler.every_n_steps else 0):
-            return {}
-        writer = Writer(self.model.gpt, make_tokenizer(self.model))
-        length = min(100, sampler.max_new_tokens)
-        seconds = repeat(lambda: writer.generate("", max_new_tokens=length), 1.0) / max(1, length)
-        return {f"{number:,} samples": number * sampler.max_new_tokens * seconds}
-
-    def _show_memory(self, memory: dict[str, int]) -> list[str]:
-        lines = ["Memory of one device, in MB:"]
-        lines += [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in memory.items()]
-        lines.append(f"  {'together':<24}{sum(memory.values()) / 1e6:>12,.1f}")
-        if sys.platform == "linux" and self.trainer.strategy.root_device.type == "cpu":
-            import resource  # not on every system
-
-            whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            lines.append(f"  {'the whole process':<24}{whole / 1e6:>12,.1f}   (its peak while this was found)")
-        return lines
-
-    def _show_arithmetic(self, steps: int, step_seconds: float) -> list[str]:
-        config, data = self.model.gpt.config, self.datamodule
-        characters = self.trainer.accumulate_grad_batches * data.batch_size * config.block_size
+            self.sampler.write(pl_module)
+            times[f"{self.samples:,} samples"] = self.samples * length / short * (time.perf_counter() - start)
         flops = flops_per_token(config)
-        peak = matrix_peak(self.trainer.strategy.root_device, compute_dtype(str(self.trainer.precision)))
-        rate = characters / step_seconds
-        return [
+        self.report = [
+            *show_memory(trainer, pl_module),
             "Arithmetic:",
             f"  {characters:,} characters a step, {flops / 1e6:,.2f} MFLOP each; "
-            f"{steps * characters * flops / 1e12:,.1f} TFLOP in all",
-            f"  {rate:,.0f} characters a second, {flops * rate / self.trainer.world_size / peak:.0%} of the "
-            f"{peak / 1e9:,.0f} GFLOP/s of bare matrix products",
-        ]
-
-    def _show(self, times: dict[str, float]) -> list[str]:
-        devices = self.trainer.world_size
-        ideal = f", if {devices} devices lose nothing to waiting for each other" if devices > 1 else ""
-        return [
-            f"Time, from some {CALIBRATION:g} seconds of training on this machine{ideal}:",
+            f"{self.left * characters * flops / 1e12:,.1f} TFLOP in all",
+            f"  {rate:,.0f} characters a second, {self.curves.utilisation(pl_module, rate):.0%} of the "
+            f"{self.curves.peak / 1e9:,.0f} GFLOP/s of bare matrix products",
+            f"Time, from some {CALIBRATION:g} seconds of training on this machine:",
             *(f"  {name:<24}{show_time(seconds):>12}" for name, seconds in times.items()),
             f"  {'together':<24}{show_time(sum(times.values())):>12}   (early stopping may end it sooner)",
         ]
 
 
-def repeat(action: Callable[[], object], seconds: float) -> float:
-    """The median of how long ``action`` takes, in seconds, over about ``seconds``; the first time is not counted."""
-    times: list[float] = []
-    while sum(times[1:]) < seconds and len(times) < 1000:
-        start = time.perf_counter()
-        action()
-        if torch.accelerator.is_available():  # not run
-            torch.accelerator.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def show_memory(trainer: Trainer, module: Any) -> list[str]:
+    """Lines that tell what a step of training takes of a device's memory."""
+    batch = trainer.strategy.batch_to_device(next(iter(trainer.datamodule.train_dataloader())))  # type: ignore[attr-defined]
+    with trainer.precision_plugin.forward_context():
+        kept = count_kept(lambda: module.character_nats(batch).mean(), module)
+    weights = sum(p.nbytes for p in module.parameters())
+    states = [t for state in trainer.optimizers[0].state.values() for t in state.values() if isinstance(t, Tensor)]
+    sizes = {"weights": weights, "gradients": weights, "optimizer": sum(t.nbytes for t in states), "activations": kept}
+    sizes["together"] = sum(sizes.values())
+    lines = [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in sizes.items()]
+    if sys.platform == "linux" and module.device.type == "cpu":
+        import resource  # not on every system
 
-
-def limited(batches: int, limit: float | int) -> int:
-    """How many of an epoch's batches are read, under Lightning's limits: a number of them, or a share."""
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        lines.append(f"  {'the whole process':<24}{peak / 1e6:>12,.1f}   (its peak while this was found)")
+    return ["Memory of one device, in MB:", *lines]
 
 
 def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
@@ -180,8 +137,7 @@ def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
     kept: dict[int, torch.UntypedStorage] = {}  # held until all are counted, so that no address comes twice
 
     def keep(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if (storage := tensor.untyped_storage()).data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage
 
     # What the hook returns is what is saved: nothing, because no backward pass follows. A tensor that is saved for the
@@ -199,5 +155,5 @@ def show_time(seconds: float) -> str:
 
 
 def main(command: str, args: list[str]) -> None:
-    """Run the command from its arguments."""
-    plan(args, STARTED)
+    """Print what ``fit`` with the same arguments will cost; what was trained is thrown away."""
+    train("fit", args, PlanCLI)

@@ -1,0 +1,248 @@
+"""The fast layers against the formulas of model.py, and when neither they nor the cache may stand for them."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import ROOT
+from minigpt import fast, model
+from minigpt.model import GPT, GPTConfig, KeyValueCache
+from test_model import GPT1, build, each_shape, random_ids
+
+CONFIG = GPTConfig(vocab_size=23, block_size=16, n_layer=1, n_head=3, n_embd=12, attn_pdrop=0.0, resid_pdrop=0.0)
+
+
+def attention(training: bool) -> Callable[[], nn.Module]:
+    return lambda: model.CausalSelfAttention(CONFIG).train(training)
+
+
+PAIRS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "layer norm": (lambda: model.LayerNorm(12), (4, 7, 12)),
+    "GELU": (model.GELU, (4, 7, 12)),
+    "softmax": (model.Softmax, (4, 3, 7, 7)),
+    "attention in training": (attention(True), (4, 16, 12)),
+    "attention": (attention(False), (4, 16, 12)),
+    "attention of one": (attention(False), (4, 1, 12)),
+    "linear": (lambda: nn.Linear(12, 36), (4, 7, 12)),
+}
+
+
+def tell_values_and_gradients(layer: nn.Module, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What a layer makes of x, and the gradients of its weighted sum."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    (y * weight).sum().backward()
+    assert x.grad is not None
+    return {"value": y, "x": x.grad} | {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_fast_layer_equals_its_formula_in_value_and_gradient(pair: str) -> None:
+    make, shape = PAIRS[pair]
+    torch.manual_seed(0)
+    layer = make().double()
+    for parameter in layer.parameters():
+        parameter.data.normal_(0.5, 1)
+    x, weight = 2 * torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], dtype=torch.float64)
+    weight = weight.view(-1, *[1] * (len(shape) - 1))
+    reference = tell_values_and_gradients(layer, x, weight)
+    layer.zero_grad()
+    fast.put_in(layer)
+    assert type(layer) in fast.REFERENCE
+    quick = tell_values_and_gradients(layer, x, weight)
+    assert quick.keys() == reference.keys()
+    for name, value in reference.items():
+        torch.testing.assert_close(quick[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_fast_dropout_equals_its_formula_for_what_it_drops(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    x, weight = torch.randn(501, 333, dtype=torch.float64) + 9, torch.tensor(1.0)
+    quick = tell_values_and_gradients(fast.FastDropout(rate), x, weight)
+    kept = (quick["value"] != 0).double()
+    share = round(256 * rate) / 256  # one byte decides
+    assert float(1 - kept.mean()) == pytest.approx(share, abs=0.005)  # more than 4 standard deviations
+    alike = float((kept[:, 1:] == kept[:, :-1]).double().mean())
+    assert alike == pytest.approx(share**2 + (1 - share) ** 2, abs=0.01)  # neighbours are drawn apart
+    monkeypatch.setattr(torch, "rand_like", lambda _: kept)
+    reference = tell_values_and_gradients(model.Dropout(share), x, weight)
+    for name, value in reference.items():
+        torch.testing.assert_close(quick[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 33])
+def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(rows: int) -> None:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=256))
+    fast.put_in(gpt)
+    layer, x = gpt.get_submodule("blocks.0.feed_forward.expand"), torch.randn(rows, 1, 256)
+    assert isinstance(layer, fast.FastLinear)
+    for _ in range(2):
+        with torch.no_grad(), fast.packed(gpt, rows):
+            y = layer(x)
+        torch.testing.assert_close(y, nn.functional.linear(x, layer.weight, layer.bias))
+        layer.weight.data.mul_(-2)
+    assert layer.packed is None
+
+
+@each_shape
+def test_a_fast_model_agrees_with_the_formulas_with_and_without_a_cache(config: GPTConfig) -> None:
+    gpt, ids = build(config), random_ids(3, 16)
+    with torch.no_grad():
+        reference = gpt(ids)
+        assert fast.apply(gpt) == "fast layers"
+        torch.testing.assert_close(gpt(ids), reference, rtol=1e-5, atol=1e-5)
+        caches = [KeyValueCache(16) for _ in gpt.blocks]
+        pieces = [gpt(ids[:, start:stop], caches) for start, stop in [(0, 5), (5, 6), (6, 12), (12, 16)]]
+        torch.testing.assert_close(torch.cat(pieces, 1), reference, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(gpt(ids).float(), reference, rtol=0.05, atol=0.1)
+    assert "as asked" in fast.apply(gpt, False)
+    assert torch.equal(gpt(ids), reference)
+
+
+def test_model_py_is_the_one_that_the_fast_layers_are_tested_against() -> None:
+    digest = fast.digest_of_model()
+    assert digest == fast.TESTED, (
+        "model.py has changed. If the other tests of this file pass, the fast layers still equal it: "
+        f'write TESTED = "{digest}" in minigpt/fast.py. If not, change the fast layers as well.'
+    )
+
+
+def test_the_digest_knows_code_from_comments() -> None:
+    code = 'class A:\n    """Says."""\n\n    def f(self):\n        """More."""\n        return f"{self.x} is"  # why\n'
+    same = 'class A:\n    def f(self):\n        # elsewhere\n\n        return f"{self.x} is"\n'
+    assert fast.code_digest(code) == fast.code_digest(same)
+    for change in (("self.x", "self.y"), ("is", "was"), ("        return", "        0\n        return"), ("A:", "B:")):
+        assert fast.code_digest(code.replace(*change)) != fast.code_digest(code), change
+    assert fast.code_digest("if a:\n    b\n    c\n") != fast.code_digest("if a:\n    b\nc\n")
+
+
+def break_softmax(gpt: GPT) -> None:
+    gpt.get_submodule("blocks.0.attention").softmax = nn.Identity()
+
+
+def break_forward(gpt: GPT) -> None:
+    setattr(gpt.get_submodule("blocks.1.norm_1"), "forward", lambda x: x)  # noqa: B010 - to mypy it is a method
+
+
+def add_hook(gpt: GPT) -> None:
+    gpt.get_submodule("blocks.1.attention.softmax").register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (break_softmax, "blocks.0.attention.softmax is not as"),
+        (break_forward, "blocks.1.norm_1 is not as"),
+        (add_hook, "blocks.1.attention.softmax has a hook"),
+    ],
+)
+def test_a_model_that_was_changed_or_is_looked_at_computes_by_the_formulas(
+    change: Callable[[GPT], None], name: str
+) -> None:
+    gpt = build(GPT1)
+    assert fast.why_not(gpt) is None
+    change(gpt)
+    assert name in fast.apply(gpt)
+    assert not any(type(module) in fast.REFERENCE for module in gpt.modules())
+    assert fast.apply(gpt, True) == "fast layers"
+
+
+def test_a_method_of_model_py_that_was_replaced_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt = build(GPT1)
+    monkeypatch.setattr(model.Softmax, "forward", lambda self, x: x)
+    assert "softmax is not as model.py has it" in str(fast.why_not(gpt))
+
+
+def test_a_hook_on_the_pattern_fires_in_a_fast_model_too() -> None:
+    gpt = build(GPT1)
+    seen: list[Tensor] = []
+    fast.apply(gpt)
+    softmax = gpt.get_submodule("blocks.0.attention.softmax")
+    softmax.register_forward_hook(lambda module, inputs, pattern: seen.append(pattern))
+    gpt(random_ids(3, 16))
+    assert [tuple(pattern.shape) for pattern in seen] == [(3, 2, 16, 16)]
+
+
+CHANGES = {
+    "the mask": (".masked_fill(future_TS, -math.inf)", ""),
+    "the scale": ("/ math.sqrt(D)", "/ 1000"),
+    "the activation": ("return 0.5 * x * (1 + torch.tanh(", "return 0 * x * (1 + torch.tanh("),
+    "the norm": ("return (x_BTC - mean_BT1) * torch.rsqrt(variance_BT1 + self.eps)", "return x_BTC"),
+}
+FIT = [
+    "fit",
+    "--config",
+    "tiny.yaml",
+    "--trainer.max_steps",
+    "300",
+    "--trainer.val_check_interval",
+    "300",
+    "--sampler.every_n_steps",
+    "0",
+    "--model.norm",
+    "pre",
+    "--model.n_embd",
+    "32",
+    "--model.embd_pdrop",
+    "0",
+    "--model.attn_pdrop",
+    "0",
+    "--model.resid_pdrop",
+    "0",
+    "--model.optimizer",
+    "muon",
+    "--model.learning_rate",
+    "0.01",
+    "--model.muon_learning_rate",
+    "0.05",
+]
+
+
+def losses(package: Path, *flags: str) -> tuple[float, float, str]:
+    """Training and validation loss of a run of the package in a folder, and what it said."""
+    environment = os.environ | {"PYTHONPATH": str(package), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "minigpt", *FIT]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    from test_cli import curve
+
+    run = max(Path("lightning_logs/tiny").glob("version_*"), key=lambda path: int(path.name[8:]))
+    return curve(run, "train/loss")[-1][1], curve(run, "val/loss")[-1][1], done.stdout
+
+
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=[] if name == "the mask" else pytest.mark.soak) for name in CHANGES]
+)
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.soak)])
+def test_what_a_learner_changes_in_model_py_has_its_effect(
+    workplace: Path, change: str, precision: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    old, new = CHANGES[change]
+    copy = tmp_path_factory.mktemp("copy")
+    for file in (ROOT / "minigpt").rglob("*.py"):
+        target = copy / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text())
+    source = (copy / "minigpt" / "model.py").read_text()
+    assert source.count(old) == 1
+    (copy / "minigpt" / "model.py").write_text(source.replace(old, new))
+    train, val, out = losses(copy, "--trainer.precision", precision)
+    assert "model.py's formulas, because model.py is not the one" in " ".join(out.split())
+    if change == "the mask":  # each character sees the next one, in training and in validation alike
+        assert train < 0.4
+        assert val < 0.4
+    else:
+        usual = losses(ROOT, "--trainer.precision", precision)
+        assert abs(train - usual[0]) > 0.01
+        assert abs(val - usual[1]) > 0.01
+        assert re.search("fast layers", usual[2])
