@@ -1,4 +1,4 @@
-"""The subcommands that train and score: their settings, and what is built and run by them."""
+"""The subcommands that train and score, wired by LightningCLI: their settings, and what is built and run by them."""
 
 import logging
 import os
@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ActionConfigFile
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,15 +33,8 @@ from minigpt.training.machine import choose_precision, keep_freed_memory
 from minigpt.training.metrics import SCORES
 from minigpt.training.module import GPTLightningModule, what_is_trained
 
-# The groups of settings, each of a class; a checkpoint keeps those after the first two for a resume.
-GROUPS: dict[str, type] = {
-    "model": GPTLightningModule,
-    "data": CharDataModule,
-    "trainer": Trainer,
-    "sampler": TextSampler,
-    "checkpoint": RunCheckpoint,
-    "early_stopping": EarlyStopping,
-}
+# The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
+GROUPS = ("trainer", "sampler", "checkpoint", "early_stopping")
 # Settings that are given in one place and go to several, by the latter.
 LINKS = {
     "model.fast": "fast",
@@ -71,38 +63,13 @@ PARTS = (
 HARMLESS = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
 
 
-def make_parser(command: str) -> LightningArgumentParser:
-    """The flags of ``fit``, ``validate``, ``test`` or ``predict``."""
-    # A wrong flag is an exception, told in one paragraph, instead of a page of usage; there are no half-written flags.
-    parser = LightningArgumentParser(prog=f"minigpt {command}", description="", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A file of settings, in YAML.")
-    name = f"The run's folder is {LOG_DIR}/NAME/version_N. By default the name of the first config file."
-    parser.add_argument("--name", type=str | None, help=name)
-    parser.add_argument("--seed_everything", type=int, default=1337, help="Decides all that is drawn by chance.")
-    fast = "Compute by fast layers (true) or by model.py's formulas (false); by default as model.py allows."
-    parser.add_argument("--fast", type=bool | None, help=fast)
-    if command == "predict":
-        parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
-    for group, kind in GROUPS.items():
-        parser.add_lightning_class_args(kind, group)
-    for target, source in LINKS.items():
-        parser.link_arguments(source, target)
-    parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
-    parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint file; or last or best, of the newest run.")
-    own = {"return_predictions": False, "trainer.precision": "32-true"} if command == "predict" else {}
-    given = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "ckpt_path", "weights_only"}
-    parser.add_method_arguments(Trainer, command, skip=given)
-    parser.set_defaults(DEFAULTS | own)
-    return parser
-
-
 class RunConfig(Callback):
     """Keeps a run's settings in its checkpoints, and in its folder as a config that starts the same run afresh."""
 
     def __init__(self, config: str) -> None:
         self.config = config
         settings = yaml.safe_load(config)
-        self.kept = {name: settings[name] for name in ("name", "fast", *list(GROUPS)[2:])}
+        self.kept = {name: settings[name] for name in ("name", "fast", *GROUPS)}
         self.kept["model"] = {"compile": settings["model"]["compile"]}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -115,39 +82,82 @@ class RunConfig(Callback):
         checkpoint["settings"] = self.kept
 
 
-class MiniGPTCLI:
-    """One command: its settings, those of its checkpoint among them; then data, model and trainer, made of them."""
+class MiniGPTCLI(LightningCLI):
+    """One command: its settings, those of its checkpoint among them; then data, model and trainer, made of them.
+
+    Args:
+        command: a method of the trainer.
+        args: of the command line.
+        until_done: keeps the run's folder from other processes.
+    """
 
     makes_run = True  # whether ``fit`` trains, into a folder of its own
 
-    def __init__(self, command: str, args: list[str]) -> None:
-        self.command, self.args = command, args
-        self.parser = make_parser(command)
+    def __init__(self, command: str, args: list[str], until_done: ExitStack) -> None:
+        self.command, self.args, self.until_done = command, args, until_done
         self.checkpoint_path: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.run: RunFolder | None = None  # the one to resume
-        self._parse()
-        if self.settings.ckpt_path:
-            path = self.checkpoint_path = find_checkpoint(self.settings.ckpt_path, self.settings.name)
-            self.run = RunFolder.of(path)
-            with building_from(f"The checkpoint {path}"):
-                self._parse_beside_checkpoint(path)
-        if self.settings.trainer.precision is None:
-            self.settings.trainer.precision, reason = choose_precision(self.settings.trainer.accelerator)
-            say(f"Precision: {self.settings.trainer.precision}, because {reason}.")
-        if command == "fit":
-            self._check_training()
+        # Lightning's own subcommands would build the parsers of all four. A wrong flag is an exception, told in one
+        # paragraph, instead of a page of usage; there are no half-written flags.
+        strict = {"prog": f"minigpt {command}", "description": "", "exit_on_error": False, "allow_abbrev": False}
+        with building_from("One of the settings"):
+            super().__init__(
+                GPTLightningModule,
+                CharDataModule,
+                args=args,
+                run=False,
+                parser_kwargs=strict,
+                save_config_callback=None,  # see RunConfig
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     # Settings
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=1337, help="Decides all that is drawn by chance.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        name = f"The run's folder is {LOG_DIR}/NAME/version_N. By default the name of the first config file."
+        parser.add_argument("--name", type=str | None, help=name)
+        fast = "Compute by fast layers (true) or by model.py's formulas (false); by default as model.py allows."
+        parser.add_argument("--fast", type=bool | None, help=fast)
+        parser.add_lightning_class_args(TextSampler, "sampler")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        for target, source in LINKS.items():
+            parser.link_arguments(source, target)
+        parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
+        checkpoint = "A checkpoint file; or last or best, of the newest run."
+        parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
+        given = self.subcommands()[self.command] | {"ckpt_path", "weights_only"}
+        parser.add_method_arguments(Trainer, self.command, skip=given)
+        parser.set_defaults(DEFAULTS)
+        if self.command == "predict":
+            parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
+            parser.set_defaults({"return_predictions": False, "trainer.precision": "32-true"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self._parse()
+        if self.config.ckpt_path:
+            path = self.checkpoint_path = find_checkpoint(self.config.ckpt_path, self.config.name)
+            self.run = RunFolder.of(path)
+            with building_from(f"The checkpoint {path}"):
+                self._parse_beside_checkpoint(path)
+        if self.config.trainer.precision is None:
+            self.config.trainer.precision, reason = choose_precision(self.config.trainer.accelerator)
+            say(f"Precision: {self.config.trainer.precision}, because {reason}.")
+        if self.command == "fit":
+            self._check_training()
+
     def _parse(self) -> None:
-        with building_from("One of the settings"):
-            self.settings = settings = self.parser.parse_args(self.args)
+        self.config = settings = self.parser.parse_args(self.args)
         for path in settings.config or []:
             with building_from(f"The config {path.relative}"):
                 file = yaml.safe_load(path.read_text()) or {}
             # The parser would pass over a word where a group belongs in silence.
-            for group in GROUPS.keys() & set(file):
+            for group in {"model", "data", *GROUPS} & set(file):
                 if not isinstance(file[group], dict):
                     raise UserError(f"{path.relative}: {group} is {file[group]!r}; it must be a group of settings.")
         if not settings.name and settings.config:
@@ -172,7 +182,7 @@ class MiniGPTCLI:
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
         own = {k: v for k, v in own.items() if k not in LINKS} | {"seed_everything": data["seed"]}
         self.parser.set_defaults(own | self._settings_of_run())
-        self.settings = settings = self.parser.parse_args(self.args)
+        self.config = settings = self.parser.parse_args(self.args)
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
         settings.name = self.run.name if self.run else settings.name
@@ -208,7 +218,7 @@ class MiniGPTCLI:
         settings = settings or {}
         kept: dict[str, Any] = {}
         if self.command == "fit":
-            for group in list(GROUPS)[2:]:
+            for group in GROUPS:
                 kept |= {f"{group}.{name}": value for name, value in settings.get(group, {}).items()}
             kept |= {"name": settings.get("name"), "model.compile": settings.get("model", {}).get("compile", False)}
         if self.command != "predict":
@@ -217,11 +227,11 @@ class MiniGPTCLI:
             del kept[key]
             if not any(arg.startswith(f"--{key}") for arg in self.args):
                 say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
-        return {key: value for key, value in kept.items() if key in self.settings}
+        return {key: value for key, value in kept.items() if key in self.config}
 
     def _check_training(self) -> None:
         """Refuse settings of ``fit`` that Lightning takes, but that no run can go by."""
-        trainer, stopping = self.settings.trainer, self.settings.early_stopping
+        trainer, stopping = self.config.trainer, self.config.early_stopping
         interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
         parts = isinstance(interval, float) and interval > 0
         whole = isinstance(interval, int) and interval > 0 and accumulated > 0 and interval % accumulated == 0
@@ -240,62 +250,51 @@ class MiniGPTCLI:
         }
         for name, (kept, limit) in limits.items():
             if not kept:
-                raise UserError(f"{name} is {self.settings[name]!r}; it must be {limit}.")
+                raise UserError(f"{name} is {self.config[name]!r}; it must be {limit}.")
 
     # Building
 
-    def build(self, until_done: ExitStack) -> None:
-        """Make data, model and trainer; say what they are.
-
-        Args:
-            until_done: keeps the run's folder from other processes.
-        """
-        settings = self.settings
+    def before_instantiate_classes(self) -> None:
+        settings = self.config
         if self.command == "fit" and self.checkpoint_path:
             say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}.")
         elif self.command == "fit" and self.makes_run:
             say(f"A new run on {settings.data.corpus}.")
         if settings.model.compile and settings.trainer.deterministic is None:
             settings.trainer.deterministic = True  # the gradient of the embedding would be added up in any order
-        with building_from("One of the settings"):
-            seed_everything(settings.seed_everything, workers=True)
-            self.objects = self.parser.instantiate(settings)
-            self.model, self.datamodule = self.objects.model, self.objects.data
-            self.trainer = self._make_trainer(until_done)
-        self._introduce()
 
-    def _make_trainer(self, until_done: ExitStack) -> Trainer:
-        trainer, checkpoint = self.objects.trainer, self.objects.checkpoint
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer, checkpoint = self.config_init.trainer, self.config_init.checkpoint
         own: dict[str, Any] = {"logger": False, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
         self.curves = TrainingCurves()
-        callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.objects.sampler]
-        callbacks += [checkpoint, self.objects.early_stopping, TensorBoardExtras(), GracefulStop(checkpoint)]
+        callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.config_init.sampler]
+        callbacks += [checkpoint, self.config_init.early_stopping, TensorBoardExtras(), GracefulStop(checkpoint)]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if self.command == "predict":
-            callbacks.append(NatsWriter(self.settings.output))
+            callbacks.append(NatsWriter(self.config.output))
         if self.command == "fit" and self.makes_run and not trainer.fast_dev_run:
-            own |= self._in_run_folder(trainer.logger, until_done)
-            record = self.settings.clone()
+            own |= self._in_run_folder(trainer.logger)
+            record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = None
             callbacks.append(RunConfig(self.parser.dump(record, skip_unset=False)))
         if own["logger"]:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return Trainer(**{**trainer, **own, "callbacks": callbacks})
 
-    def _in_run_folder(self, logger: Any, until_done: ExitStack) -> dict[str, Any]:
+    def _in_run_folder(self, logger: Any) -> dict[str, Any]:
         """Settings of the trainer that let it write into the run's folder, which nobody else has until all is done."""
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
-        folder = self.run.path if self.run else new_run_folder(LOG_DIR / (self.settings.name or "minigpt"), rank)
-        until_done.enter_context(sole_owner(folder, rank))
+        folder = self.run.path if self.run else new_run_folder(LOG_DIR / (self.config.name or "minigpt"), rank)
+        self.until_done.enter_context(sole_owner(folder, rank))
         if logger in (None, True):
             step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
             run = (folder.parents[1], folder.parent.name, folder.name)
             logger = TensorBoardLogger(*run, default_hp_metric=False, purge_step=step)
         return {"default_root_dir": str(folder), "logger": logger}
 
-    def _introduce(self) -> None:
+    def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
         config, how = self.model.gpt.config, self.model.how(self.trainer)
         line = "Computing in {precision} on {device} with {layers}".format(**how)
@@ -329,7 +328,7 @@ class MiniGPTCLI:
     def carry_out(self) -> None:
         """Let the trainer do it, between what this class has to do ``before_`` and ``after_`` the command."""
         names = ("ckpt_path", "verbose", "return_predictions")
-        arguments = {name: self.settings[name] for name in names if name in self.settings}
+        arguments = {name: self.config[name] for name in names if name in self.config}
         getattr(self, f"before_{self.command}", lambda: None)()
         try:
             getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **arguments)
@@ -349,9 +348,9 @@ class MiniGPTCLI:
         say("\n".join(["How predictable the test split is:", *lines]))
 
     def after_fit(self) -> None:
-        if self.settings.trainer.fast_dev_run:
+        if self.config.trainer.fast_dev_run:
             return
-        checkpoint, stopping, trainer = self.objects.checkpoint, self.objects.early_stopping, self.trainer
+        checkpoint, stopping, trainer = self.config_init.checkpoint, self.config_init.early_stopping, self.trainer
         best, last, step = checkpoint.best_path, checkpoint.last_path, trainer.global_step
         if stopping.wait_count >= stopping.patience:
             say(f"\nStopped early: {stopping.monitor} has not improved for {stopping.wait_count} validations.")
@@ -391,9 +390,7 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
     keep_freed_memory()
     try:
         with ExitStack() as until_done:
-            what = cli(command, args)
-            what.build(until_done)
-            what.carry_out()
+            cli(command, args, until_done).carry_out()
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"

@@ -15,48 +15,30 @@ from torch import Tensor, nn
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.training.callbacks import ProgressBar, TextSampler, TrainingCurves, step_is_done
+from minigpt.training.callbacks import ProgressBar, TextSampler, step_is_done
 from minigpt.training.cli import MiniGPTCLI, say, train
 
 CALIBRATION = 10.0  # seconds of training; a tenth of it for validation
 
 
-class PlanCLI(MiniGPTCLI):
-    """A ``fit`` that ends after some seconds, writes nothing, and says what all of it would cost."""
+class PlanCLI(MiniGPTCLI, Callback):
+    """A ``fit`` that watches itself, ends when it has seen enough, and says what all of it would cost."""
 
     makes_run = False
 
     def before_fit(self) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
-        left_out = (Checkpoint, EarlyStopping, ProgressBar, TextSampler)
-        self.stopwatch = Stopwatch(self.objects.sampler, self.curves)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [*(c for c in callbacks if not isinstance(c, left_out)), self.stopwatch]
-
-    def after_fit(self) -> None:
-        say("\n".join(self.stopwatch.report))
-
-
-class Stopwatch(Callback):
-    """Ends a ``fit`` when enough of it was seen, and reports what all of it would cost.
-
-    Args:
-        sampler: what would write samples during the run; it is timed at the end.
-        curves: times the steps, and knows the peak of this machine.
-    """
-
-    def __init__(self, sampler: TextSampler, curves: TrainingCurves) -> None:
-        self.sampler, self.curves = sampler, curves
-        self.score = 0.0  # seconds of a batch of validation
-        self.report: list[str] = []
-        self._mark = 0.0  # when the first step ended
+        (self.sampler,) = (c for c in callbacks if isinstance(c, TextSampler))
+        left_out = (Checkpoint, EarlyStopping, ProgressBar, TextSampler)
+        callbacks[:] = [*(c for c in callbacks if not isinstance(c, left_out)), self]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.start_up = time.process_time()  # imports included; until here the process keeps one core busy
         first, end = trainer.global_step, int(trainer.estimated_stepping_batches)
-        self.left = end - first
-        self.samples = end // every - first // every if (every := self.sampler.every_n_steps) else 0
+        self.left, every = end - first, self.config_init.sampler.every_n_steps
+        self.samples = end // every - first // every if every else 0
         assert trainer.val_check_batch is not None
         self.validations = math.ceil(self.left * trainer.accumulate_grad_batches / trainer.val_check_batch)
         self.validations //= trainer.check_val_every_n_epoch or 1
@@ -68,40 +50,40 @@ class Stopwatch(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if step_is_done(trainer):
             now, steps = time.perf_counter(), len(self.curves.rates)
-            self._mark = now if steps == 1 else self._mark  # the first step warms up, or compiles
-            enough = now - self._mark >= CALIBRATION or steps == self.left
+            if steps == 1:
+                self.begin = now  # the first step warms up, or compiles
+            enough = now - self.begin >= CALIBRATION or steps == self.left
             trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
 
     def on_validation_start(self, *args: Any) -> None:
-        self._began, self._scored = time.perf_counter(), 0
+        self.validating, self.scored = time.perf_counter(), 0
 
     def on_validation_batch_end(self, *args: Any) -> None:
         if torch.accelerator.is_available():  # not run
             torch.accelerator.synchronize()
-        seconds = time.perf_counter() - self._began
-        self._scored += 1
-        self.score = seconds / self._scored
+        self.scored += 1
+        seconds = time.perf_counter() - self.validating
+        self.score = seconds / self.scored
         if seconds >= CALIBRATION / 10:
             raise StopIteration  # ends this validation
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        config, data = pl_module.gpt.config, trainer.datamodule  # type: ignore[attr-defined]
-        characters = trainer.accumulate_grad_batches * data.batch_size * config.block_size  # of a step
-        first, rate = self.curves.rates[0], statistics.median(self.curves.rates[1:] or self.curves.rates)
-        times = {"start-up": self.start_up} | ({"compiling": characters / first} if pl_module.compiled else {})
+        config, rates = pl_module.gpt.config, self.curves.rates
+        characters = trainer.accumulate_grad_batches * self.datamodule.batch_size * config.block_size  # of a step
+        rate, flops = statistics.median(rates[1:] or rates), flops_per_token(config)
+        times = {"start-up": self.start_up} | ({"compiling": characters / rates[0]} if pl_module.compiled else {})
         times[f"{self.left:,} steps"] = self.left * characters / rate
         if self.validations:
-            batches = sum(trainer.num_val_batches)
-            times[f"{self.validations:,} validations"] = self.validations * batches * self.score
+            times[f"{self.validations:,} validations"] = self.validations * sum(trainer.num_val_batches) * self.score
         if self.samples:
-            length = self.sampler.settings["max_new_tokens"]
-            self.sampler.settings["max_new_tokens"] = short = max(1, min(100, length))
+            settings, length = self.sampler.settings, self.sampler.settings["max_new_tokens"]
+            settings["max_new_tokens"] = short = max(1, min(100, length))
             start = time.perf_counter()
             self.sampler.write(pl_module)
             times[f"{self.samples:,} samples"] = self.samples * length / short * (time.perf_counter() - start)
-        flops = flops_per_token(config)
-        self.report = [
-            *show_memory(trainer, pl_module),
+        lines = [
+            "Memory of one device, in MB:",
+            *self._show_memory(),
             "Arithmetic:",
             f"  {characters:,} characters a step, {flops / 1e6:,.2f} MFLOP each; "
             f"{self.left * characters * flops / 1e12:,.1f} TFLOP in all",
@@ -111,40 +93,42 @@ class Stopwatch(Callback):
             *(f"  {name:<24}{show_time(seconds):>12}" for name, seconds in times.items()),
             f"  {'together':<24}{show_time(sum(times.values())):>12}   (early stopping may end it sooner)",
         ]
+        say("\n".join(lines))
 
+    def _show_memory(self) -> list[str]:
+        module, trainer = self.model, self.trainer
+        batch = trainer.strategy.batch_to_device(next(iter(self.datamodule.train_dataloader())))
+        with trainer.precision_plugin.forward_context():
+            kept = count_kept(lambda: module.character_nats(batch).mean(), module)
+        weights = sum(p.nbytes for p in module.parameters())
+        states = [t for s in trainer.optimizers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
+        sizes = {"weights": weights, "gradients": weights, "optimizer": sum(t.nbytes for t in states)}
+        sizes |= {"activations": kept, "together": sum(sizes.values()) + kept}
+        lines = [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in sizes.items()]
+        if sys.platform == "linux" and module.device.type == "cpu":
+            import resource  # not on every system
 
-def show_memory(trainer: Trainer, module: Any) -> list[str]:
-    """Lines that tell what a step of training takes of a device's memory."""
-    batch = trainer.strategy.batch_to_device(next(iter(trainer.datamodule.train_dataloader())))  # type: ignore[attr-defined]
-    with trainer.precision_plugin.forward_context():
-        kept = count_kept(lambda: module.character_nats(batch).mean(), module)
-    weights = sum(p.nbytes for p in module.parameters())
-    states = [t for state in trainer.optimizers[0].state.values() for t in state.values() if isinstance(t, Tensor)]
-    sizes = {"weights": weights, "gradients": weights, "optimizer": sum(t.nbytes for t in states), "activations": kept}
-    sizes["together"] = sum(sizes.values())
-    lines = [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in sizes.items()]
-    if sys.platform == "linux" and module.device.type == "cpu":
-        import resource  # not on every system
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            lines.append(f"  {'the whole process':<24}{peak / 1e6:>12,.1f}   (its peak while this was found)")
+        return lines
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        lines.append(f"  {'the whole process':<24}{peak / 1e6:>12,.1f}   (its peak while this was found)")
-    return ["Memory of one device, in MB:", *lines]
+    def after_fit(self) -> None:
+        """All is said."""
 
 
 def count_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
     """Bytes that a forward pass keeps for the backward pass, without the parameters themselves."""
-    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held until all are counted, so that no address comes twice
 
     def keep(tensor: Tensor) -> None:
-        if (storage := tensor.untyped_storage()).data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
     # What the hook returns is what is saved: nothing, because no backward pass follows. A tensor that is saved for the
     # function that made it would be a circle, whose memory comes back late.
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         forward()
-    return sum(storage.nbytes() for storage in kept.values())
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in parameters)
 
 
 def show_time(seconds: float) -> str:
