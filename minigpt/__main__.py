@@ -53,8 +53,9 @@ def main() -> None:
 def with_recipes(args: list[str]) -> list[str]:
     """Arguments in which the name of a recipe that comes with the program, ``--config quickstart``, is its file."""
     package = Path(__file__).parent
-    folders = [package / "configs", package.parent / "configs"]  # installed, and in a checkout
-    recipes = {path.stem: str(path) for folder in folders for path in folder.rglob("*.yaml")}
+    installed = package / "configs"
+    folder = installed if installed.is_dir() else package.parent / "configs"  # of a checkout
+    recipes = {path.stem: str(path) for path in folder.rglob("*.yaml")}
     for i, arg in enumerate(args):
         flag, name = ("--config=", arg[9:]) if arg.startswith("--config=") else ("", arg)
         if name in recipes and not Path(name).exists() and (flag or args[i - 1 : i] == ["--config"]):

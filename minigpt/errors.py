@@ -3,17 +3,18 @@
 import argparse
 import errno
 import re
+import site
 import sysconfig
 import textwrap
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What the machine refuses, by the words that PyTorch has for it, which tells such errors by words only.
+NO_MEMORY = "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
+# What the machine refuses, by the words of PyTorch, whose errors of these kinds are told from others by words only.
 MACHINE = {
-    "can't allocate memory|out of memory|Storage size": (
-        "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
-    ),
+    "can't allocate memory|out of memory|Storage size": NO_MEMORY,
     "InvalidCxxCompiler|CppCompileError|TritonMissing": (
         "model.compile needs a compiler, which doesn't work here: for C++ on a CPU, Triton on a GPU. Train without it."
     ),
@@ -33,13 +34,14 @@ def as_user_error(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
-            f"The disk is full ({error.filename or error}). What was saved before is untouched: make room."
+            f"The disk is full ({error.filename or error}). Make room; what was saved before is untouched."
         )
-    if isinstance(error, (MemoryError, RuntimeError, ConnectionError)):
-        text = str(error) or ("out of memory" if isinstance(error, MemoryError) else "")
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return UserError(NO_MEMORY)
+    if isinstance(error, (RuntimeError, ConnectionError)):
         for words, advice in MACHINE.items():
-            if re.search(words, text):
-                return UserError(f"{advice} ({text.splitlines()[0]})")
+            if re.search(words, str(error)):
+                return UserError(f"{advice} ({str(error).splitlines()[0]})")
     return None
 
 
@@ -60,28 +62,19 @@ def building_from(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, argparse.ArgumentError) and not _raised_in_a_library(error):
+        if not all(is_of_a_library(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
-        # Our own layers raise a ValueError whose message says all.
         said = str(error) if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) else ""
         said = said or f"{what} can't be used: {str(error).split(chr(10))[0]} ({type(error).__name__})"
         hint = " (See --help for what can be given.)" if isinstance(error, argparse.ArgumentError) else ""
         raise UserError(said + hint) from error
 
 
-def _raised_in_a_library(error: BaseException) -> bool:
-    """Whether the innermost frame is of this package, of Python's library or of an installed one."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return True
-    libraries = [
-        Path(__file__).parent,
-        *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    ]
-    raised = Path(trace.tb_frame.f_code.co_filename)
-    return str(raised).startswith("<") or any(raised.is_relative_to(folder) for folder in libraries)
+def is_of_a_library(file: str) -> bool:
+    """Whether code is of this package, of Python's library or of an installed one, and not a user's own."""
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders += [str(Path(__file__).parent), site.getusersitepackages(), *site.getsitepackages()]
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 def explain(error: Exception) -> str:

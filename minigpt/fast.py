@@ -94,43 +94,45 @@ class FastLinear(nn.Linear):
     of its own, see :func:`packed`. ``benchmarks/generation.py`` measures both.
     """
 
+    quick = False  # whether a text is being written, and this matrix is large enough
     packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not self._is_worth_it() or x.dtype != self.weight.dtype:
+        if not self.quick or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        N, K = self.weight.shape
-        rows = x.numel() // K
-        if rows == 1:
+        weight = self.weight
+        N, K = weight.shape
+        if x.numel() == K:
             column_K1 = x.reshape(1, K).t()  # not x.reshape(K, 1): the same numbers, but another, slower kernel
-            y_N = torch.bmm(self.weight.view(2, N // 2, K), column_K1.expand(2, K, 1)).view(N)
+            y_N = torch.bmm(weight.view(2, N // 2, K), column_K1.expand(2, K, 1)).view(N)
             return (y_N + self.bias).view(*x.shape[:-1], N)
-        if self.packed is None or rows > 32:
+        if self.packed is None or x.numel() > 32 * K:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
-    def _is_worth_it(self) -> bool:
-        weight = self.weight
-        large = weight.numel() >= 2**17 and weight.shape[0] % 2 == 0
-        return large and weight.is_cpu and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a matrix is one that :class:`FastLinear` multiplies faster."""
+    return weight.numel() >= 2**17 and weight.shape[0] % 2 == 0 and weight.is_cpu and weight.dtype == torch.float32
 
 
 @contextmanager
 def packed(gpt: GPT, rows: int) -> Iterator[None]:
-    """While a text is written by steps of ``rows`` rows, keep packed copies of the matrices if that is worth it.
+    """While a text is written by steps of ``rows`` rows, let large linear maps be quick, by packed copies if need be.
 
-    They live no longer than this, so that weights that change later are never met by an old copy.
+    The copies live no longer than this, so that weights that change later are never met by an old one.
     """
-    layers: list[FastLinear] = []
-    if 1 < rows <= 32 and torch.backends.mkldnn.is_available():
-        layers = [m for m in gpt.modules() if isinstance(m, FastLinear) and m.packed is None and m._is_worth_it()]
+    fast = (layer for layer in gpt.modules() if isinstance(layer, FastLinear) and not layer.quick)
+    layers = [layer for layer in fast if is_large(layer.weight)]
     try:
         for layer in layers:
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 16)
+            layer.quick = True
+            if 1 < rows <= 32 and torch.backends.mkldnn.is_available():
+                layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 16)
         yield
     finally:
         for layer in layers:
-            layer.packed = None
+            layer.quick, layer.packed = False, None
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -234,7 +236,6 @@ def code_digest(source: str) -> str:
         docstring = this.type == token.STRING and begins_line and following.type == token.NEWLINE
         if docstring or (this.type == token.NEWLINE and begins_line):
             continue
-        code += marks.get(this.type) or re.sub(
-            r"\s", "", this.string
-        )  # later Pythons cut f-strings into several tokens
+        # Without spaces inside, because later Pythons cut an f-string into several tokens.
+        code += marks.get(this.type) or re.sub(r"\s", "", this.string)
     return hashlib.sha256(code.encode()).hexdigest()

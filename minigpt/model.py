@@ -7,7 +7,7 @@ A trailing name such as ``x_BTC`` tells a tensor's shape:
     B  batch      T  time: positions in this call    S  positions attended to: T, and those cached
     C  channels   H  attention heads                 D  channels per head, C / H     V  vocabulary
 
-Every activation is the output of a named module, so a forward hook reads it:
+Activations are the outputs of named modules, so a forward hook reads them:
     embedding_dropout                       the residual stream at the bottom: token_embedding + position_embedding
     blocks.0.residual_middle, blocks.0      the residual stream between the halves of a block, and after it
     blocks.0.attention, .feed_forward       what each adds to the residual stream; .feed_forward.gelu: the neurons

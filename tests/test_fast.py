@@ -1,7 +1,8 @@
 """The fast layers against the formulas of model.py, and when neither they nor the cache may stand for them."""
 
+import json
 import os
-import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from conftest import ROOT
 from minigpt import fast, model
 from minigpt.model import GPT, GPTConfig, KeyValueCache
+from test_cli import curve
 from test_model import GPT1, build, each_shape, random_ids
 
 CONFIG = GPTConfig(vocab_size=23, block_size=16, n_layer=1, n_head=3, n_embd=12, attn_pdrop=0.0, resid_pdrop=0.0)
@@ -30,7 +32,6 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention in training": (attention(True), (4, 16, 12)),
     "attention": (attention(False), (4, 16, 12)),
     "attention of one": (attention(False), (4, 1, 12)),
-    "linear": (lambda: nn.Linear(12, 36), (4, 7, 12)),
 }
 
 
@@ -78,6 +79,7 @@ def test_fast_dropout_equals_its_formula_for_what_it_drops(rate: float, monkeypa
         torch.testing.assert_close(quick[name], value, rtol=1e-10, atol=1e-10, msg=name)
 
 
+# It has no gradient of its own, and is quick in float32 only.
 @pytest.mark.parametrize("rows", [1, 2, 16, 33])
 def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(rows: int) -> None:
     torch.manual_seed(0)
@@ -87,9 +89,12 @@ def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(r
     assert isinstance(layer, fast.FastLinear)
     for _ in range(2):
         with torch.no_grad(), fast.packed(gpt, rows):
+            assert layer.quick
+            assert (layer.packed is not None) == (rows in (2, 16) and torch.backends.mkldnn.is_available())
             y = layer(x)
         torch.testing.assert_close(y, nn.functional.linear(x, layer.weight, layer.bias))
         layer.weight.data.mul_(-2)
+    assert not layer.quick
     assert layer.packed is None
 
 
@@ -103,6 +108,8 @@ def test_a_fast_model_agrees_with_the_formulas_with_and_without_a_cache(config: 
         caches = [KeyValueCache(16) for _ in gpt.blocks]
         pieces = [gpt(ids[:, start:stop], caches) for start, stop in [(0, 5), (5, 6), (6, 12), (12, 16)]]
         torch.testing.assert_close(torch.cat(pieces, 1), reference, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match="17 tokens, more than block_size = 16"):
+            gpt(ids[:, :1], caches)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(gpt(ids).float(), reference, rtol=0.05, atol=0.1)
     assert "as asked" in fast.apply(gpt, False)
@@ -179,45 +186,33 @@ CHANGES = {
     "the activation": ("return 0.5 * x * (1 + torch.tanh(", "return 0 * x * (1 + torch.tanh("),
     "the norm": ("return (x_BTC - mean_BT1) * torch.rsqrt(variance_BT1 + self.eps)", "return x_BTC"),
 }
-FIT = [
-    "fit",
-    "--config",
-    "tiny.yaml",
-    "--trainer.max_steps",
-    "300",
-    "--trainer.val_check_interval",
-    "300",
-    "--sampler.every_n_steps",
-    "0",
-    "--model.norm",
-    "pre",
-    "--model.n_embd",
-    "32",
-    "--model.embd_pdrop",
-    "0",
-    "--model.attn_pdrop",
-    "0",
-    "--model.resid_pdrop",
-    "0",
-    "--model.optimizer",
-    "muon",
-    "--model.learning_rate",
-    "0.01",
-    "--model.muon_learning_rate",
-    "0.05",
-]
+FIT = shlex.split(
+    "fit --config tiny.yaml --trainer.max_steps 300 --trainer.val_check_interval 300 --sampler.every_n_steps 0 "
+    "--model.norm pre --model.n_embd 32 --model.embd_pdrop 0 --model.attn_pdrop 0 --model.resid_pdrop 0 "
+    "--model.optimizer muon --model.learning_rate 0.01 --model.muon_learning_rate 0.05"
+)
+
+
+def call(package: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """A call of the command line of the package in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(package), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "minigpt", *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def losses(package: Path, *flags: str) -> tuple[float, float, str]:
     """Training and validation loss of a run of the package in a folder, and what it said."""
-    environment = os.environ | {"PYTHONPATH": str(package), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "minigpt", *FIT]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    from test_cli import curve
-
+    out = call(package, *FIT, *flags).stdout
     run = max(Path("lightning_logs/tiny").glob("version_*"), key=lambda path: int(path.name[8:]))
-    return curve(run, "train/loss")[-1][1], curve(run, "val/loss")[-1][1], done.stdout
+    return curve(run, "train/loss")[-1][1], curve(run, "val/loss")[-1][1], out
+
+
+def expected(package: Path) -> tuple[list[float], str]:
+    """The log-probabilities of what the newest checkpoint writes by the package in a folder, and what it said."""
+    done = call(package, "generate", "--ckpt_path", "last", "--temperature", "0", "--max_new_tokens", "5", "--json")
+    return json.loads(done.stdout)["samples"][0]["log_probabilities"], " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -237,7 +232,12 @@ def test_what_a_learner_changes_in_model_py_has_its_effect(
     assert source.count(old) == 1
     (copy / "minigpt" / "model.py").write_text(source.replace(old, new))
     train, val, out = losses(copy, "--trainer.precision", precision)
-    assert "model.py's formulas, because model.py is not the one" in " ".join(out.split())
+    told = "model.py's formulas, because model.py is not the one"
+    assert told in " ".join(out.split())
+    (here, by_formulas), (there, usual_words) = expected(copy), expected(ROOT)
+    assert told in by_formulas
+    assert "fast layers" in usual_words
+    assert max(abs(a - b) for a, b in zip(here, there, strict=True)) > 0.001
     if change == "the mask":  # each character sees the next one, in training and in validation alike
         assert train < 0.4
         assert val < 0.4
@@ -245,4 +245,4 @@ def test_what_a_learner_changes_in_model_py_has_its_effect(
         usual = losses(ROOT, "--trainer.precision", precision)
         assert abs(train - usual[0]) > 0.01
         assert abs(val - usual[1]) > 0.01
-        assert re.search("fast layers", usual[2])
+        assert "fast layers" in usual[2]

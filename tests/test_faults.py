@@ -37,7 +37,7 @@ LAST = RUN.last
 def test_runs_killed_at_random_moments_end_in_the_same_bits(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL from outside, 25 times and more over the matrix; for hundreds see the README."""
+    """SIGKILL from outside, 25 times and more over the matrix; for hundreds see docs/robustness.md."""
     if Path("/dev/shm").is_dir():
         monkeypatch.setenv("TMPDIR", "/dev/shm")  # another file system: nothing may be moved from there
     kills = 0

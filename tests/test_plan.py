@@ -74,3 +74,9 @@ def test_flops_are_six_for_each_weight_of_a_matrix_and_those_of_attention() -> N
     config = GPTConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)
     matrices = sum(p.numel() for name, p in GPT(config).named_parameters() if p.dim() == 2 and "position" not in name)
     assert flops_per_token(config) == 6 * matrices + 12 * 6 * 384 * 256
+
+
+def test_plan_counts_no_validation_where_there_is_none(workplace: Path) -> None:
+    result = run_minigpt("plan", "--config", "tiny.yaml", "--trainer.limit_val_batches", 0)
+    assert result.code == 0, result.err
+    assert "validations" not in result.out

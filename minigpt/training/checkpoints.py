@@ -157,7 +157,7 @@ class FiniteCheck(Callback):
         assert isinstance(pl_module, GPTLightningModule)
         unfinished = trainer.fit_loop.epoch_loop._should_accumulate()
         # In 16-mixed such steps are skipped by themselves.
-        if unfinished or trainer.precision == "16-mixed" or torch.isfinite(pl_module.grad_norm):
+        if unfinished or trainer.precision == "16-mixed" or math.isfinite(pl_module.grad_norm):
             return
         batch, step = trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_step
         what = f"the gradient of step {step} is {float(pl_module.grad_norm)}."

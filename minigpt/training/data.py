@@ -50,8 +50,10 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches that are left in the epoch."""
-        end = (self.next_batch // len(self) + 1) * len(self)
-        for batch in make_loader(self.batches, self.num_workers, range(self.next_batch, end)):
+        numbers = range(self.next_batch, (self.next_batch // len(self) + 1) * len(self))
+        # Without workers, a DataLoader's own work would take as long as gathering the batch does.
+        here = map(self.batches.__getitem__, numbers)
+        for batch in make_loader(self.batches, self.num_workers, numbers) if self.num_workers else here:
             self.next_batch += 1
             yield batch
 

@@ -37,10 +37,11 @@ class Scores(Metric):
     def update(self, nats: Tensor, targets_BT: Tensor) -> None:
         """Add the nats of the scored targets, (number of them,), in order."""
         targets = targets_BT[targets_BT >= 0]
-        self.nats += nats.sum(dtype=self.nats.dtype)
-        self.ids += len(targets)
-        self.bytes += self.bytes_V[targets].sum()
-        self.characters += self.characters_V[targets].sum()
+        # Not in place: sums that began under inference mode could not be changed outside it.
+        self.nats = self.nats + nats.sum(dtype=self.nats.dtype)
+        self.ids = self.ids + len(targets)
+        self.bytes = self.bytes + self.bytes_V[targets].sum()
+        self.characters = self.characters + self.characters_V[targets].sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Loss (nats per id), bits per character and per byte, perplexity (per id)."""

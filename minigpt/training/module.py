@@ -117,6 +117,7 @@ class GPTLightningModule(LightningModule):
         kind = TOKENIZERS[tokenizer](vocabulary)
         self.val_scores = Scores(kind)
         self.test_scores = Scores(kind)
+        self.weights = list(self.gpt.parameters())  # to look for them takes a hundredth of a small model's step
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
@@ -169,7 +170,7 @@ class GPTLightningModule(LightningModule):
         if gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
         # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)
-        clip = getattr(self.trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, self.parameters()))
+        clip = getattr(self.trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, self.weights))
         self.grad_norm = clip(gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> Any:

@@ -42,6 +42,7 @@ class PlanCLI(MiniGPTCLI, Callback):
         assert trainer.val_check_batch is not None
         self.validations = math.ceil(self.left * trainer.accumulate_grad_batches / trainer.val_check_batch)
         self.validations //= trainer.check_val_every_n_epoch or 1
+        self.validations *= trainer.enable_validation
         trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # so the curves hold the rate of every step
         # When enough steps were seen, training is to end with a validation, wherever it is.
         trainer.check_val_every_n_epoch = None
