@@ -21,6 +21,7 @@ from minigpt.model import GPT, GPTConfig
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 
 LOG_DIR = Path("lightning_logs")
+SCORED = re.compile(r"step(\d+)-val(\d+\.\d+)\.ckpt")  # the name of a checkpoint: its step and validation loss
 FORMAT = 2  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
@@ -42,7 +43,8 @@ class RunFolder:
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder | None":
         """The folder of the run that keeps this checkpoint; None for a file that lies elsewhere."""
-        return cls(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+        inside = checkpoint.parent.name == "checkpoints" and checkpoint.parent.parent.name.startswith("version_")
+        return cls(checkpoint.parent.parent) if inside else None
 
     def scored(self, step: int, loss: float) -> Path:
         """The checkpoint of a step that has this validation loss."""
@@ -50,7 +52,7 @@ class RunFolder:
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
-        names = (re.fullmatch(r"step(\d+)-val(\d+\.\d+)\.ckpt", path.name) for path in self.checkpoints.glob("*.ckpt"))
+        names = (SCORED.fullmatch(path.name) for path in self.checkpoints.glob("*.ckpt"))
         best = min(filter(None, names), key=lambda name: (float(name[2]), -int(name[1])), default=None)
         return self.checkpoints / best[0] if best else None
 
@@ -75,9 +77,9 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
     """
     if ckpt_path not in ("last", "best"):
         path = Path(os.path.expanduser(ckpt_path))  # noqa: PTH111 - Path's own raises where there is no such user
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - Path's own raises where the name is too long, or the folder closed
             return path
-        what = "is a URL" if "://" in ckpt_path else "is a folder" if path.is_dir() else "is not there"
+        what = "is a URL" if "://" in ckpt_path else "is a folder" if os.path.isdir(path) else "is not there"  # noqa: PTH112
         raise UserError(f"{ckpt_path} {what}, seen from {Path.cwd()}. Name the file of a checkpoint, last or best.")
     pattern = RunFolder(Path(glob.escape(run) if run else "*") / "version_*").last
     if not (lasts := sorted(LOG_DIR.glob(str(pattern)), key=written_at)):

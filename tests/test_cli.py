@@ -518,3 +518,17 @@ def test_mistakes_leave_the_process_with_a_status_and_no_traceback(in_trained: P
     assert result.returncode == 2
     assert "no corpus 'missing.txt'" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_from_anybody_names_no_folder_and_no_file_outside_its_run(in_trained: Path) -> None:
+    path = next(in_trained.glob("lightning_logs/tiny/version_0/checkpoints/last.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["RunCheckpoint"] = {"best_score": 99.0, "best_name": "../../../../text.txt"}
+    torch.save(checkpoint, path)
+    result = run_minigpt("fit", "--ckpt_path", path, "--trainer.max_steps", 40)
+    assert result.code == 0, result.err
+    assert Path("text.txt").is_file()  # a better score was found, and the best before it is deleted
+    checkpoint["settings"]["name"] = "../../elsewhere"
+    torch.save(checkpoint, "lone.ckpt")
+    assert_clear_error(run_minigpt("fit", "--ckpt_path", "lone.ckpt", "--trainer.max_steps", 60), "is a path")
+    assert not (in_trained.parent / "elsewhere").exists()

@@ -113,11 +113,13 @@ class Chat(cmd.Cmd):
         if not name:
             raise UserError("Name a file: /save story.txt")
         path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises where there is no such user
-        if path.exists():
-            raise UserError(f"{path} is there already; name another file.")
         try:
+            if path.exists():
+                raise UserError(f"{path} is there already; name another file.")
             with written_whole(path) as file:
                 file.write(self.text.encode("utf-8", "surrogatepass"))
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be written: {error}.") from error
         print(f"Saved {len(self.text):,} characters in {path}.")

@@ -11,7 +11,7 @@ from minigpt.text.corpus import DataSettings
 from minigpt.text.tokenizer import TOKENIZERS
 
 # What else stands in a recipe, or in the config.yaml of a run, and says nothing about the text.
-OTHERS = ("name", "seed_everything", "model", "trainer", "sampler", "checkpoint", "early_stopping", "ckpt_path")
+OTHERS = ("name", "fast", "seed_everything", "model", "trainer", "sampler", "checkpoint", "early_stopping", "ckpt_path")
 
 
 def corpus(data: DataSettings) -> None:

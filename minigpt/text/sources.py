@@ -153,7 +153,7 @@ class NamedCorpus:
         Raises:
             UserError: it can't be had, or what is there, or was sent, is not what it should be.
         """
-        path, origin = data_dir / self.file_name, mirror or self.url
+        path, origin = data_dir / self.file_name, self.url and (mirror or self.url)
         if path.exists():
             self._check(
                 path.read_bytes(), str(path), "Move it away, or give its path as the corpus to take it as it is."

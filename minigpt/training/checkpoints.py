@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt.errors import UserError
 from minigpt.files import linked_whole
-from minigpt.run import RunFolder, read_checkpoint, write_checkpoint
+from minigpt.run import SCORED, RunFolder, read_checkpoint, write_checkpoint
 from minigpt.training.data import CharDataModule
 from minigpt.training.module import GPTLightningModule
 
@@ -123,8 +123,10 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
-        best = self._folder.checkpoints / (state["best_name"] or "none")
-        self.best_path = best if best.is_file() else None  # a checkpoint may be copied away from its run
+        # A checkpoint may be copied away from its run, and may come from anybody: what it names is deleted one day.
+        name = state["best_name"] or ""
+        best = self._folder.checkpoints / name
+        self.best_path = best if SCORED.fullmatch(name) and best.is_file() else None
 
 
 def training_is_done(trainer: Trainer) -> bool:

@@ -162,8 +162,7 @@ class MiniGPTCLI(LightningCLI):
                     raise UserError(f"{path.relative}: {group} is {file[group]!r}; it must be a group of settings.")
         if not settings.name and settings.config:
             settings.name = Path(settings.config[0].relative).stem
-        if settings.name and (settings.name == ".." or Path(settings.name).name != settings.name):
-            raise UserError(f"--name {settings.name!r} is a path; a run's name is one folder under {LOG_DIR}.")
+        check_name(settings.name)
         if self.command != "fit" and not settings.ckpt_path:
             raise UserError(f"{self.command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
         if not (settings.ckpt_path or settings.config or any(arg.startswith("--model") for arg in self.args)):
@@ -186,6 +185,7 @@ class MiniGPTCLI(LightningCLI):
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
         settings.name = self.run.name if self.run else settings.name
+        check_name(settings.name)
         free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
         if self.command == "predict":
             free |= {"data.encoding"}
@@ -408,6 +408,12 @@ def is_harmless(value: Any) -> bool:
     if isinstance(value, dict | list):
         return all(map(is_harmless, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, str) or HARMLESS.fullmatch(value) is not None
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name of a run that would lead out of the folder of all runs."""
+    if name and (name == ".." or Path(name).name != name):
+        raise UserError(f"--name {name!r} is a path; a run's name is one folder under {LOG_DIR}.")
 
 
 def listed(value: Any) -> list[Any]:

@@ -117,7 +117,7 @@ class GPTLightningModule(LightningModule):
         kind = TOKENIZERS[tokenizer](vocabulary)
         self.val_scores = Scores(kind)
         self.test_scores = Scores(kind)
-        self.weights = list(self.gpt.parameters())  # to look for them takes a hundredth of a small model's step
+        self.weights: list[nn.Parameter] = []  # to look for them takes a hundredth of a small model's step
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
@@ -174,6 +174,7 @@ class GPTLightningModule(LightningModule):
         self.grad_norm = clip(gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> Any:
+        self.weights = list(self.parameters())
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
             raise UserError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
