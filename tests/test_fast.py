@@ -237,12 +237,11 @@ def test_what_a_learner_changes_in_model_py_has_its_effect(
     (here, by_formulas), (there, usual_words) = expected(copy), expected(ROOT)
     assert told in by_formulas
     assert "fast layers" in usual_words
-    assert max(abs(a - b) for a, b in zip(here, there, strict=True)) > 0.001
+    assert max(abs(a - b) for a, b in zip(here, there, strict=True)) > 5e-5  # more than rounding
     if change == "the mask":  # each character sees the next one, in training and in validation alike
         assert train < 0.4
         assert val < 0.4
-    else:
-        usual = losses(ROOT, "--trainer.precision", precision)
-        assert abs(train - usual[0]) > 0.01
-        assert abs(val - usual[1]) > 0.01
-        assert "fast layers" in usual[2]
+    else:  # the formulas that were not changed compute the same bits each time, so any difference is the change's
+        usual = losses(ROOT, "--trainer.precision", precision, "--fast", "false")
+        assert abs(train - usual[0]) > 1e-3
+        assert abs(val - usual[1]) > 1e-3
