@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from minigpt.generation import Writer
@@ -30,8 +30,10 @@ def load(
         precision: bfloat16 computes under torch.autocast.
 
     Raises:
-        UserError: there is no such checkpoint, it is not a whole checkpoint of minigpt, or the device can't be used.
+        UserError: there is no such checkpoint, it is not a whole one of minigpt, or device or precision can't be used.
     """
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}; it must be {' or '.join(get_args(Precision))}.")
     # Here, so that ``import minigpt`` alone doesn't wait for torch.
     import torch
 
@@ -47,5 +49,5 @@ def load(
     # the kinds that PyTorch raises for a device that isn't there
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise UserError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
-    how = f"{path} on {device}, in {precision}, with {apply(gpt, fast)}"
-    return Writer(gpt, tokenizer, fast, getattr(torch, precision), how)
+    apply(gpt, fast)
+    return Writer(gpt, tokenizer, fast, getattr(torch, precision), f"{path} on {device}, in {precision}")

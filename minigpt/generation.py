@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minigpt.errors import UserError
-from minigpt.fast import packed, why_not
+from minigpt.fast import apply, packed, why_not
 from minigpt.model import GPT, KeyValueCache
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import CharTokenizer
@@ -36,8 +36,8 @@ def probabilities(logits_BV: Tensor, window_BT: Tensor, sampling: Sampling) -> T
     logits_BV = logits_BV.double()
     if logits_BV.isnan().any():
         raise UserError(
-            "The model's output is not a number: its training went astray, as it does with too high a learning "
-            "rate. Go back to an earlier checkpoint, or begin anew with a smaller --model.learning_rate."
+            "The model's output is not a number: its training diverged, as it does with too high a learning rate. "
+            "Go back to an earlier checkpoint, or begin anew with a smaller --model.learning_rate."
         )
     if (penalty := sampling.repetition_penalty) != 1:
         seen_BT = logits_BV.gather(1, window_BT)
@@ -150,7 +150,14 @@ class Writer:
     tokenizer: CharTokenizer  # the one it was trained with
     fast: bool | None = None  # keep keys and values; by default where minigpt.fast.why_not has no objection
     dtype: torch.dtype = torch.float32  # bfloat16 computes under torch.autocast
-    description: str = ""  # where the model is from and how it computes
+    # From where to where minigpt.load brought the model: it is this writer's own then, and which layers compute it is
+    # decided anew for each text. A model that is in training keeps its layers.
+    loaded: str = ""
+
+    @property
+    def description(self) -> str:
+        """Where a loaded model is from, and how it computes now."""
+        return self.loaded and f"{self.loaded}, with {apply(self.gpt, self.fast)}"
 
     def notes(self, prompt: str) -> list[str]:
         """What a user should know of how ``prompt`` is taken."""
@@ -210,6 +217,8 @@ class Writer:
         stops = [self.tokenizer.encode(s).tolist() for s in ([stop] if isinstance(stop, str) else stop)]
         if [] in stops:
             raise UserError("A stop string is empty; it must have at least one character.")
+        if self.loaded:
+            apply(self.gpt, self.fast)
         cached = self.fast if self.fast is not None else why_not(self.gpt) is None
         windows = [self.tokenizer.encode(prompt or self.tokenizer.start)[-block_size:].tolist() for prompt in prompts]
         batches: list[tuple[list[int], Drawn]] = []  # windows of one length are written together

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import lzma
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -327,6 +328,15 @@ def test_corpus_shows_what_there_is_to_learn(workplace: Path) -> None:
         assert f"  {baseline} " in result.out
 
 
+def test_corpus_takes_the_settings_of_a_run_and_texts_of_their_own_as_splits(in_trained: Path) -> None:
+    Path("val.txt").write_text(make_text(500, seed=1))
+    config = "lightning_logs/tiny/version_0/config.yaml"
+    result = run_minigpt("corpus", "--config", config, "--data.val_corpus", "val.txt")
+    assert result.code == 0, result.err
+    assert re.search(r"val +val\.txt +500 ids\n", result.out)
+    assert re.search(r"test +5,400 to +6,000 +600 ids\n", result.out)
+
+
 def test_corpus_takes_the_data_of_a_whole_recipe(workplace: Path) -> None:
     result = run_minigpt("corpus", "--config", "tiny.yaml")
     assert result.code == 0, result.err
@@ -426,3 +436,8 @@ def test_a_mirror_may_be_a_url_a_file_or_an_archive(address: str, tmp_path: Path
     for i, mirror in enumerate((f"{address}/whole", str(tmp_path / "copy.zip"), str(tmp_path / "copy.txt"))):
         assert nowhere.get(tmp_path / str(i), mirror).read_bytes() == Server.body
         assert [path.name for path in (tmp_path / str(i)).iterdir()] == ["corpus.txt"]
+    archived = bytearray((tmp_path / "copy.zip").read_bytes())
+    archived[archived.index(b"PK\x01\x02") + 8] |= 1  # it is encrypted, says the table of contents
+    (tmp_path / "locked.zip").write_bytes(archived)
+    with pytest.raises(UserError, match="password required"):
+        nowhere.get(tmp_path / "locked", str(tmp_path / "locked.zip"))

@@ -26,7 +26,7 @@ from conftest import assert_clear_error, run_minigpt
 from minigpt.errors import UserError
 from minigpt.fast import apply
 from minigpt.generation import Writer, draw, generate, probabilities
-from minigpt.model import GPT, GPTConfig, KeyValueCache
+from minigpt.model import GPT, GPTConfig, KeyValueCache, Softmax
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
 from minigpt.training.module import GPTLightningModule
@@ -140,6 +140,27 @@ def test_fast_or_not_and_the_precision_are_settings_that_are_told(in_trained: Pa
     model.gpt.blocks[0].register_forward_hook(lambda _, x, y: called.append(y.shape[1]))
     model.generate("the ", max_new_tokens=3)
     assert called == [4, 5, 6], "whole windows"
+    with pytest.raises(UserError, match="precision is 'float16'; it must be float32 or bfloat16"):
+        minigpt.load(LAST, precision="float16")  # type: ignore[arg-type]
+
+
+def test_a_method_that_is_replaced_after_loading_has_its_effect(
+    in_trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = minigpt.load(LAST)
+
+    def log_probabilities(writer: Writer) -> list[float]:
+        *_, (sample,) = writer.write(["the cat"], max_new_tokens=10, temperature=0)
+        return sample.log_probabilities
+
+    usual, in_training = log_probabilities(model), Writer(model.gpt, model.tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Softmax, "forward", lambda self, x: torch.full_like(x, 0.1))
+        assert log_probabilities(in_training) == pytest.approx(usual, abs=1e-4), "its layers stay as they are"
+        assert log_probabilities(model)[0] != pytest.approx(usual[0], abs=1e-4)
+        assert "model.py's formulas, because blocks.0.attention.softmax is not as model.py has it" in model.description
+    assert log_probabilities(model) == usual
+    assert model.description.endswith("with fast layers")
 
 
 # Sampling
@@ -474,6 +495,8 @@ def test_chat_in_a_terminal(terminal: Terminal, in_trained: Path) -> None:
     assert Path("story.txt").read_text().startswith(third)
     assert "there already" in terminal.ask("/save story.txt")
     for line, part in {
+        f"/save {'long' * 100}": "can't be written",
+        "EOF": "'E' (U+0045)",
         "/temperature hot": "'hot' is not a number",
         "/top_p 3": "top_p is 3.0",
         "/dance": "no command /dance",

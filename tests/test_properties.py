@@ -17,7 +17,7 @@ from minigpt.generation import draw
 from minigpt.generation import probabilities as probabilities_of
 from minigpt.optim import Schedule, learning_rate_factor
 from minigpt.sampling import Sampling
-from minigpt.text.corpus import CorpusReader, split_places
+from minigpt.text.corpus import CorpusReader, DataSettings
 from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
 from minigpt.text.windows import IGNORED, ScoringBatches, TrainingBatches
 from minigpt.training.data import TrainingLoader
@@ -126,8 +126,8 @@ def test_a_file_is_read_the_same_in_chunks_of_any_size(characters: list[str], ch
 @example(10, 0.1, 0.2)
 @example(10**9, 1e-9, 0)
 def test_splits_cover_the_text_in_order_without_gap_or_overlap(length: int, val: float, test: float) -> None:
-    assume(val + test <= 1)
-    splits = split_places(length, val, test)
+    assume(val > 0 and val + test < 1)
+    splits = DataSettings(val_fraction=val, test_fraction=test).places(length)
     assert list(splits) == ["train", "val", "test"]
     ends = [0]
     for places in splits.values():

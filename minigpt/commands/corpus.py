@@ -36,7 +36,11 @@ def corpus(data: DataSettings) -> None:
 
     print("\nSplits:")
     for name, places in data.places(len(text)).items():
-        print(f"  {name:<8}{places.start:>14,} to {places.stop:>14,}   {len(places):>14,} ids")
+        if own := {"val": data.val_corpus, "test": data.test_corpus}.get(name):
+            other = data.reader.open(own)
+            print(f"  {name:<8}{other.name:<35}{len(other):>14,} ids")
+        else:
+            print(f"  {name:<8}{places.start:>14,} to {places.stop:>14,}   {len(places):>14,} ids")
 
     print(f"\nWindows of {data.block_size}:")
     for start in np.linspace(0, len(text) - data.block_size, 3).astype(int):

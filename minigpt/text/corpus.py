@@ -22,19 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import remove_torn, written_whole
 from minigpt.text.sources import Source, find_sources
 from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharTokenizer, code_points
 
 LARGEST_VOCABULARY = 1 << 18  # Unicode has about 155,000 characters; what has more is no text
 BOM = "\ufeff"
-
-
-def split_places(length: int, val_fraction: float, test_fraction: float) -> dict[str, range]:
-    """The places of a text that are its training, validation and test split: side by side, covering all of it."""
-    val_start = int(length * round(1 - val_fraction - test_fraction, 9))
-    test_start = int(length * round(1 - test_fraction, 9))
-    return {"train": range(val_start), "val": range(val_start, test_start), "test": range(test_start, length)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,29 +98,27 @@ class CorpusReader:
     mirror: str | None = None
     max_unpacked_gb: float = 100.0
 
-    def open(self, corpus: str | list[str], vocabulary: str | None = None) -> Corpus:
-        """Encode a corpus, or find it encoded: see :func:`find_sources` and :meth:`Corpus.renumbered`.
+    def open(self, corpus: str | list[str]) -> Corpus:
+        """Encode a corpus, see :func:`find_sources`, or find it encoded.
 
         Raises:
             UserError: there is no such corpus, it can't be read, is empty or damaged, is not in that encoding, changes
-                while it is read, has characters outside ``vocabulary`` or far too many; or its ids can't be written.
+                while it is read, or has far too many characters; or its ids can't be written.
         """
         name, folder = corpus if isinstance(corpus, str) else ", ".join(corpus), self.data_dir / "ids"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Of several processes that want the same text, one prepares it and the others wait.
             with FileLock(self.data_dir / ".lock"):
-                text = self._prepare(name, find_sources(corpus, self.data_dir, self.mirror), folder)
+                return self._prepare(name, find_sources(corpus, self.data_dir, self.mirror), folder)
         except OSError as error:
             raise UserError(
                 f"The corpus {name} can't be read, or its ids don't fit into {folder} ({error}). Nothing there was "
                 "changed. Another folder is chosen with --data.data_dir."
             ) from error
-        return text if vocabulary is None else text.renumbered(vocabulary)
 
     def _prepare(self, name: str, sources: list[Source], folder: Path) -> Corpus:
-        for torn in folder.glob("*.part"):  # left by a process that was killed; nobody else writes under the lock
-            torn.unlink()
+        remove_torn(folder)  # nobody else writes under the lock
         stats = [source.stat() for source in sources]
         key = hashlib.sha256(json.dumps([stats, self.tokenizer, self.encoding]).encode()).hexdigest()[:20]
         index = folder / f"{key}.json"
@@ -317,6 +308,10 @@ class DataSettings:
         return CorpusReader(Path(self.data_dir), self.tokenizer, self.encoding, self.mirror, self.max_unpacked_gb)
 
     def places(self, length: int) -> dict[str, range]:
-        """The places of each split in a corpus of that length; a split that has a text of its own gets none."""
+        """The places of each split in a corpus of that length: side by side in this order, covering all of it.
+
+        A split that has a text of its own gets none.
+        """
         val, test = (0 if self.val_corpus else self.val_fraction), (0 if self.test_corpus else self.test_fraction)
-        return split_places(length, val, test)
+        val_start, test_start = int(length * round(1 - val - test, 9)), int(length * round(1 - test, 9))
+        return {"train": range(val_start), "val": range(val_start, test_start), "test": range(test_start, length)}

