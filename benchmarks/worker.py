@@ -71,7 +71,7 @@ def train(shape: str, text: Path) -> NoReturn:
     module = GPTLightningModule(vocabulary, **settings)
     precision = choose_precision("cpu")[0]
     optimizer = module.make_optimizer(precision)
-    turns = Turns(f"{precision}, {module.layers}" if ROOMS else precision)
+    turns = Turns(f"{precision}, {module.computes_by}" if ROOMS else precision)
     while True:
         starts = torch.randint(len(ids) - window, (batch_size, 1))
         windows = ids[starts + torch.arange(window + 1)]

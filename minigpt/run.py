@@ -30,7 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.parent.name
+        self.name = Path(os.path.abspath(path)).parent.name  # noqa: PTH100 - Path's own would follow links
         self.config = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
@@ -43,12 +43,18 @@ class RunFolder:
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder | None":
         """The folder of the run that keeps this checkpoint; None for a file that lies elsewhere."""
-        inside = checkpoint.parent.name == "checkpoints" and checkpoint.parent.parent.name.startswith("version_")
-        return cls(checkpoint.parent.parent) if inside else None
+        folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - Path's own would follow links
+        if folder.name != "checkpoints" or not folder.parent.name.startswith("version_"):
+            return None
+        return cls(folder.parent if checkpoint.is_absolute() else Path(os.path.relpath(folder.parent)))
 
     def scored(self, step: int, loss: float) -> Path:
         """The checkpoint of a step that has this validation loss."""
         return self.checkpoints / f"step{step:06d}-val{loss:.4f}.ckpt"
+
+    def holds_scored(self, name: object) -> bool:
+        """Whether a checkpoint with a validation loss in its name is here under ``name``, which may be anything."""
+        return isinstance(name, str) and SCORED.fullmatch(name) is not None and (self.checkpoints / name).is_file()
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
@@ -162,6 +168,8 @@ def load_gpt(path: Path) -> tuple[GPT, CharTokenizer]:
     try:
         tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
         config = make_config(**{**shape, "vocab_size": len(tokenizer.vocabulary)})
+    except UserError as error:
+        raise UserError(f"The model of {path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The hyperparameters in {path} describe no model: {error}") from error
     gpt = GPT(config)

@@ -23,7 +23,7 @@ from torch import Tensor
 import minigpt.files
 from conftest import assert_clear_error, run_minigpt
 from minigpt.run import RunFolder, load_gpt, read_checkpoint, sole_owner, write_checkpoint
-from minigpt.training.proof import compare, different, read_curves
+from minigpt.training.proof import arguments_to_resume, compare, different, read_curves
 from test_resume import MATRIX
 
 # In which the callbacks here are found.
@@ -72,6 +72,19 @@ def test_prove_resume_finds_a_difference(workplace: Path, monkeypatch: pytest.Mo
     assert "DIFFERENT: gpt.final_norm.weight" in result.out
     assert result.out.count("DIFFERENT") == 1
     assert "NOT proved" in result.out
+
+
+class LeavesAMark(Callback):
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        Path("mark").touch()
+
+
+def test_a_proof_goes_on_with_the_users_own_callbacks(in_trained: Path) -> None:
+    recipe = ["--config", "tiny.yaml", "--trainer.callbacks", "test_faults.LeavesAMark", "--trainer.max_steps", "26"]
+    result = run_minigpt("fit", *arguments_to_resume(recipe, RUN))
+    assert result.code == 0, result.err
+    assert read_checkpoint(LAST)["global_step"] == 26
+    assert Path("mark").exists()
 
 
 def test_comparing_sees_the_smallest_difference() -> None:
@@ -294,7 +307,7 @@ def test_no_checkpoint_ever_runs_code(in_trained: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"n_layer": 10**9}, "GB of memory"),
+        ({"n_layer": 10**9}, "The model of odd.ckpt: A model of 1,000,000,000 layers"),
         ({"block_size": 10**7, "positions": "sinusoidal"}, "GB of memory"),
         ({"n_embd": "wide"}, "n_embd is 'wide'"),
         ({"n_layer": 2.5}, "n_layer is 2.5"),
@@ -399,7 +412,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_place(workplace: Path, v
 
 def test_a_learning_rate_out_of_all_bounds_is_told_in_one_paragraph(workplace: Path) -> None:
     result = run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 1e30)
-    assert_clear_error(result, "Training went astray", "smaller --model.learning_rate", "No good checkpoint")
+    assert_clear_error(result, "Training diverged", "smaller --model.learning_rate", "No good checkpoint")
     assert not list(LAST.parent.glob("*.ckpt"))
 
 

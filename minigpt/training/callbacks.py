@@ -24,7 +24,7 @@ from minigpt.generation import Writer
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 from minigpt.training.machine import compute_dtype, matrix_peak
-from minigpt.training.module import GPTLightningModule, logs_step
+from minigpt.training.module import GPTLightningModule, logs_step, step_is_done
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
@@ -36,11 +36,6 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
 def make_tokenizer(module: LightningModule) -> CharTokenizer:
     """The tokenizer of a model."""
     return TOKENIZERS[module.hparams["tokenizer"]](module.hparams["vocabulary"])
-
-
-def step_is_done(trainer: Trainer) -> bool:
-    """Whether the batch that has just been trained on was the last one of an optimizer step."""
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 class TextSampler(Callback):

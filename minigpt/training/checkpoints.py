@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt.errors import UserError
 from minigpt.files import linked_whole
-from minigpt.run import SCORED, RunFolder, read_checkpoint, write_checkpoint
+from minigpt.run import RunFolder, read_checkpoint, write_checkpoint
 from minigpt.training.data import CharDataModule
-from minigpt.training.module import GPTLightningModule
+from minigpt.training.module import GPTLightningModule, step_is_done
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -49,8 +49,8 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_score = math.inf
         self.best_path: Path | None = None
-        self.last_path = Path()
-        self._folder = RunFolder(Path())
+        self.folder: Path | None = None  # of the run, as the command line sets it; by default the logger's
+        self.run = RunFolder(Path())
         self._saved_step = -1
 
     @property
@@ -60,8 +60,9 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._folder = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
-            self.last_path = self._folder.last
+            # Asked of all processes: the first one has made the folder.
+            folder = trainer.strategy.broadcast(self.folder or trainer.log_dir or trainer.default_root_dir)
+            self.run = RunFolder(Path(folder))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
@@ -76,17 +77,17 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        score = float(trainer.callback_metrics["val/loss"])
+        score, step = float(trainer.callback_metrics["val/loss"]), trainer.global_step
         if not math.isfinite(score):
-            raise self.astray(f"the validation loss after step {trainer.global_step} is {score}.", trainer.global_step)
+            raise self.diverged(f"the validation loss after step {step} is {score}.", step)
         if score >= self.best_score or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save(trainer)
             return
         before, self.best_score = self.best_path, score
-        self.best_path = self._folder.scored(trainer.global_step, score)
+        self.best_path = self.run.scored(step, score)
         self.save(trainer, self.best_path)
         if trainer.is_global_zero:
-            linked_whole(self.best_path, self.last_path)
+            linked_whole(self.best_path, self.run.last)
             if before and before != self.best_path:
                 before.unlink(missing_ok=True)
 
@@ -101,17 +102,18 @@ class RunCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()  # the curves up to here, so that a run resumed from this checkpoint leaves no gap in them
-        trainer.save_checkpoint(path or self.last_path, weights_only=False)
+        trainer.save_checkpoint(path or self.run.last, weights_only=False)
         self._saved_step = trainer.global_step
 
-    def astray(self, what: str, step: int) -> UserError:
+    def diverged(self, what: str, step: int) -> UserError:
         """What to say of a run whose numbers are no longer finite in ``step``, and where to find it sound.
 
         Weights may be beyond repair before a gradient shows it; those from which at least one more step came are sound.
         """
-        good = self.last_path if 0 <= self._saved_step < step - 1 and self.last_path.exists() else self.best_path
+        last = self.run.last
+        good = last if 0 <= self._saved_step < step - 1 and last.exists() else self.best_path
         return UserError(
-            f"Training went astray: {what} "
+            f"Training diverged: {what} "
             + (f"The last good checkpoint is {good}. " if good else "No good checkpoint was written before. ")
             + "Most often the learning rate is too high: begin anew with a smaller --model.learning_rate "
             "(with --model.optimizer muon, a smaller --model.muon_learning_rate)."
@@ -122,11 +124,9 @@ class RunCheckpoint(Checkpoint):
         return {"best_score": self.best_score, "best_name": self.best_path.name if self.best_path else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_score = state["best_score"]
         # A checkpoint may be copied away from its run, and may come from anybody: what it names is deleted one day.
-        name = state["best_name"] or ""
-        best = self._folder.checkpoints / name
-        self.best_path = best if SCORED.fullmatch(name) and best.is_file() else None
+        if self.run.holds_scored(state["best_name"]):
+            self.best_score, self.best_path = state["best_score"], self.run.checkpoints / state["best_name"]
 
 
 def training_is_done(trainer: Trainer) -> bool:
@@ -157,9 +157,8 @@ class FiniteCheck(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, GPTLightningModule)
-        unfinished = trainer.fit_loop.epoch_loop._should_accumulate()
         # In 16-mixed such steps are skipped by themselves.
-        if unfinished or trainer.precision == "16-mixed" or math.isfinite(pl_module.grad_norm):
+        if not step_is_done(trainer) or trainer.precision == "16-mixed" or math.isfinite(pl_module.grad_norm):
             return
         batch, step = trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_step
         what = f"the gradient of step {step} is {float(pl_module.grad_norm)}."
@@ -169,7 +168,7 @@ class FiniteCheck(Callback):
             places = [place for place, bad in zip(data.window_places(batch), sick, strict=True) if bad or not any(sick)]
             begin = ", ".join(f"{place:,}" for place in places[:5]) + ", ..." * (len(places) > 5)
             what += f" Its batch, number {batch}, has {found}; windows begin at character {begin} of the training text."
-        raise self.checkpoint.astray(what, step)
+        raise self.checkpoint.diverged(what, step)
 
 
 class GracefulStop(Checkpoint):
@@ -197,7 +196,7 @@ class GracefulStop(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         # Not in the middle of a step; and after a validation that is due, this is asked again.
-        if not trainer.fit_loop.epoch_loop._should_accumulate() and not validation_is_due(trainer):
+        if step_is_done(trainer) and not validation_is_due(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,9 +211,7 @@ class GracefulStop(Checkpoint):
         if self.received:
             self.checkpoint.save(trainer)
             # Lightning kills the process that it was called in when one that it started ends otherwise than with 0.
-            raise Stopped(
-                0 if trainer.local_rank else 128 + self.received, trainer.global_step, self.checkpoint.last_path
-            )
+            raise Stopped(0 if trainer.local_rank else 128 + self.received, trainer.global_step, self.checkpoint.run)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -225,7 +222,7 @@ class GracefulStop(Checkpoint):
 class Stopped(SystemExit):
     """A run that was asked to stop and has saved its state."""
 
-    def __init__(self, code: int, step: int, path: Path) -> None:
+    def __init__(self, code: int, step: int, run: RunFolder) -> None:
         super().__init__(code)
         self.step = step
-        self.path = path
+        self.run = run

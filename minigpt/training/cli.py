@@ -25,8 +25,14 @@ from minigpt.errors import UserError, building_from
 from minigpt.files import written_whole
 from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner
 from minigpt.text.baselines import baselines, table
-from minigpt.text.tokenizer import TOKENIZERS
-from minigpt.training.callbacks import NatsWriter, ProgressBar, TensorBoardExtras, TextSampler, TrainingCurves
+from minigpt.training.callbacks import (
+    NatsWriter,
+    ProgressBar,
+    TensorBoardExtras,
+    TextSampler,
+    TrainingCurves,
+    make_tokenizer,
+)
 from minigpt.training.checkpoints import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
 from minigpt.training.data import CharDataModule
 from minigpt.training.machine import choose_precision, keep_freed_memory
@@ -35,7 +41,7 @@ from minigpt.training.module import GPTLightningModule, what_is_trained
 
 # The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
 GROUPS = ("trainer", "sampler", "checkpoint", "early_stopping")
-# Settings that are given in one place and go to several, by the latter.
+# Each setting on the left takes its value from the one on the right.
 LINKS = {
     "model.fast": "fast",
     "model.seed": "seed_everything",
@@ -59,8 +65,10 @@ DEFAULTS = {
 PARTS = (
     "state_dict datamodule_hyper_parameters global_step loops optimizer_states lr_schedulers pytorch-lightning_version"
 )
+# What a resume takes from the run's own config alone: a checkpoint from elsewhere could name a URL.
+PLACES = ("data_dir", "mirror", "num_workers", "max_unpacked_gb")
 # Texts in the trainer's settings that can name no code but Lightning's and this program's: no other path, no file.
-HARMLESS = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
+NO_FOREIGN_CODE = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
 
 
 class RunConfig(Callback):
@@ -73,7 +81,7 @@ class RunConfig(Callback):
         self.kept["model"] = {"compile": settings["model"]["compile"]}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = RunFolder(Path(trainer.log_dir or trainer.default_root_dir))  # asked of all processes
+        folder = RunFolder(Path(trainer.strategy.broadcast(trainer.default_root_dir)))  # the first process's
         if trainer.is_global_zero:
             with written_whole(folder.config) as file:
                 file.write(self.config.encode())
@@ -212,18 +220,20 @@ class MiniGPTCLI(LightningCLI):
 
     def _settings_of_run(self) -> dict[str, Any]:
         """What the checkpoint's run was given, and this command goes on with unless the user gives something else."""
-        settings = self.checkpoint.get("settings")
-        if settings is None and self.run and self.run.config.is_file():  # where older versions keep them
-            settings = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
-        settings = settings or {}
+        config: dict[str, Any] = {}
+        if self.run and self.run.config.is_file():
+            config = yaml.safe_load(self.run.config.read_text(encoding="utf-8")) or {}
+        settings = self.checkpoint.get("settings") or config  # older versions keep them in the config only
         kept: dict[str, Any] = {}
         if self.command == "fit":
             for group in GROUPS:
                 kept |= {f"{group}.{name}": value for name, value in settings.get(group, {}).items()}
+            kept |= {f"data.{name}": config["data"][name] for name in PLACES if name in config.get("data", {})}
             kept |= {"name": settings.get("name"), "model.compile": settings.get("model", {}).get("compile", False)}
         if self.command != "predict":
             kept |= {"fast": settings.get("fast"), "trainer.precision": self.checkpoint.get("precision")}
-        for key in [key for key, value in kept.items() if key.startswith("trainer.") and not is_harmless(value)]:
+        trainer = {key: value for key, value in kept.items() if key.startswith("trainer.")}
+        for key in [key for key, value in trainer.items() if not names_no_foreign_code(value)]:
             del kept[key]
             if not any(arg.startswith(f"--{key}") for arg in self.args):
                 say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
@@ -276,6 +286,7 @@ class MiniGPTCLI(LightningCLI):
             callbacks.append(NatsWriter(self.config.output))
         if self.command == "fit" and self.makes_run and not trainer.fast_dev_run:
             own |= self._in_run_folder(trainer.logger)
+            checkpoint.folder = Path(own["default_root_dir"])
             record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = None
             callbacks.append(RunConfig(self.parser.dump(record, skip_unset=False)))
@@ -290,8 +301,7 @@ class MiniGPTCLI(LightningCLI):
         self.until_done.enter_context(sole_owner(folder, rank))
         if logger in (None, True):
             step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
-            run = (folder.parents[1], folder.parent.name, folder.name)
-            logger = TensorBoardLogger(*run, default_hp_metric=False, purge_step=step)
+            logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
         return {"default_root_dir": str(folder), "logger": logger}
 
     def after_instantiate_classes(self) -> None:
@@ -340,18 +350,18 @@ class MiniGPTCLI(LightningCLI):
         getattr(self, f"after_{self.command}", lambda: None)()
 
     def after_test(self) -> None:
-        """Show what the test loss means: beside it, what simple means need for the same characters."""
-        tokenizer = TOKENIZERS[self.datamodule.tokenizer](self.datamodule.vocabulary)
+        """Show what the test loss means: beside it, the bits per character of simple baselines."""
+        counts = np.array(make_tokenizer(self.model).character_counts())
         ids = self.datamodule.texts["test"].ids(self.datamodule.splits()["test"])
         own = float(self.trainer.callback_metrics["test/bits_per_char"])
-        lines = table(baselines(ids, np.array(tokenizer.character_counts())), own)
+        lines = table(baselines(ids, counts), own)
         say("\n".join(["How predictable the test split is:", *lines]))
 
     def after_fit(self) -> None:
         if self.config.trainer.fast_dev_run:
             return
         checkpoint, stopping, trainer = self.config_init.checkpoint, self.config_init.early_stopping, self.trainer
-        best, last, step = checkpoint.best_path, checkpoint.last_path, trainer.global_step
+        best, last, step = checkpoint.best_path, checkpoint.run.last, trainer.global_step
         if stopping.wait_count >= stopping.patience:
             say(f"\nStopped early: {stopping.monitor} has not improved for {stopping.wait_count} validations.")
         if best is None:
@@ -368,7 +378,7 @@ class MiniGPTCLI(LightningCLI):
         say(
             f"  let it write:    {program()} generate --ckpt_path {shlex.quote(str(best or last))}\n"
             f"  train it on:     {program()} fit --ckpt_path {shlex.quote(str(last))} --trainer.{further}\n"
-            f"  see its curves:  {tensorboard_command(last)}"
+            f"  see its curves:  {tensorboard_command(checkpoint.run)}"
         )
 
 
@@ -394,20 +404,22 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
-            f"  go on:           {program()} fit --ckpt_path {shlex.quote(str(stop.path))}\n"
-            f"  see its curves:  {tensorboard_command(stop.path)}"
+            f"  go on:           {program()} fit --ckpt_path {shlex.quote(str(stop.run.last))}\n"
+            f"  see its curves:  {tensorboard_command(stop.run)}"
         )
         raise
 
 
-main = train  # Run one of these commands from its arguments.
+def main(command: str, args: list[str]) -> None:
+    """Train, or score a trained model, as ``command`` says: ``fit``, ``validate``, ``test`` or ``predict``."""
+    train(command, args)
 
 
-def is_harmless(value: Any) -> bool:
+def names_no_foreign_code(value: Any) -> bool:
     """Whether a setting from a file can bring in no code but Lightning's and this program's."""
     if isinstance(value, dict | list):
-        return all(map(is_harmless, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, str) or HARMLESS.fullmatch(value) is not None
+        return all(map(names_no_foreign_code, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, str) or NO_FOREIGN_CODE.fullmatch(value) is not None
 
 
 def check_name(name: str | None) -> None:
@@ -426,8 +438,8 @@ def program() -> str:
     return "minigpt" if Path(sys.argv[0]).name == "minigpt" else "python -m minigpt"
 
 
-def tensorboard_command(checkpoint: Path) -> str:
-    return f"tensorboard --logdir {shlex.quote(os.path.relpath(checkpoint.parent.parent))}"
+def tensorboard_command(run: RunFolder) -> str:
+    return f"tensorboard --logdir {shlex.quote(os.path.relpath(run.path))}"
 
 
 @rank_zero_only

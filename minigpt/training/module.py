@@ -32,6 +32,11 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def step_is_done(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on was the last one of an optimizer step."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 def what_is_trained(hyperparameters: dict[str, Any]) -> dict[str, Any]:
     """The settings that a checkpoint of any version holds of its model, without those that tell how it is computed."""
     return {name: value for name, value in hyperparameters.items() if name not in HOW}
@@ -108,7 +113,7 @@ class GPTLightningModule(LightningModule):
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"}
         self.save_hyperparameters(settings | shape, logger=False)
         self.fast = fast
-        self.layers = apply(self.gpt, fast)  # a clause that tells by which layers this model computes
+        self.computes_by = apply(self.gpt, fast)  # a clause, such as "fast layers"
         self.compiled = compile
         # Beside the model, not in its place: the weights keep their names, and scoring and writing, whose shapes
         # vary, are not compiled anew for each.
@@ -203,7 +208,7 @@ class GPTLightningModule(LightningModule):
         """What may change the last bits of what a run computes, but not what it computes."""
         return {
             "precision": str(trainer.precision),
-            "layers": self.layers,
+            "layers": self.computes_by,
             "device": trainer.strategy.root_device.type,
             "devices": trainer.world_size,
             "compile": self.compiled,

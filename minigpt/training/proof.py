@@ -56,14 +56,14 @@ def main(command: str, args: list[str]) -> None:
         # One kill in five comes while the program starts; the others near a step, in a save or between two.
         near = (max(1, target - done), draw.uniform(0, 0.05))
         saves, wait = (0, draw.uniform(0, 4)) if draw.random() < 0.2 else near
-        if done == steps or not fit(way_on(recipe, killed), killed.last, saves, wait):
+        if done == steps or not fit(arguments_to_resume(recipe, killed), killed.last, saves, wait):
             print(f"  kill {number}: the run was complete before it", flush=True)
             break
         done = read_checkpoint(killed.last)["global_step"] if killed.last.exists() else 0
         state = f"last.ckpt is whole and holds step {done}" if done else "nothing saved yet"
         print(f"  kill {number}: {state}", flush=True)
     else:
-        fit(way_on(recipe, killed), killed.last)
+        fit(arguments_to_resume(recipe, killed), killed.last)
 
     differences = compare(whole, killed)
     for part, (count, places) in differences.items():
@@ -76,10 +76,13 @@ def main(command: str, args: list[str]) -> None:
     print("Proved: the killed run ended in the same bits.")
 
 
-def way_on(recipe: list[str], run: RunFolder) -> list[str]:
-    """The arguments of ``fit`` that go on with a run, or begin it anew if nothing was saved."""
+def arguments_to_resume(recipe: list[str], run: RunFolder) -> list[str]:
+    """The arguments of ``fit`` that go on with a run, or begin it anew if nothing was saved.
+
+    The recipe is given again, for a resume restores no callback of the user's own.
+    """
     if run.last.exists():
-        return ["--ckpt_path", str(run.last)]
+        return [*recipe, "--ckpt_path", str(run.last)]
     shutil.rmtree(run.path.parent, ignore_errors=True)
     return [*recipe, "--name", run.name]
 
