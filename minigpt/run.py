@@ -2,9 +2,11 @@
 
 import dataclasses
 import glob
+import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from minigpt.cost import make_config
 from minigpt.errors import UserError
-from minigpt.files import remove_torn, written_whole
+from minigpt.files import copied_whole, remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 
@@ -32,6 +34,7 @@ class RunFolder:
         self.path = path
         self.name = Path(os.path.abspath(path)).parent.name  # noqa: PTH100 - Path's own would follow links
         self.config = path / "config.yaml"
+        self.parent = path / "run.json"  # the checkpoint that the run began with, if it began with one
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
 
@@ -55,6 +58,29 @@ class RunFolder:
     def holds_scored(self, name: object) -> bool:
         """Whether a checkpoint with a validation loss in its name is here under ``name``, which may be anything."""
         return isinstance(name, str) and SCORED.fullmatch(name) is not None and (self.checkpoints / name).is_file()
+
+    def newest_step(self) -> int:
+        """The highest step of which a checkpoint is kept; -1 if none is."""
+        steps = [int(name[1]) for path in self.checkpoints.glob("*.ckpt") if (name := SCORED.fullmatch(path.name))]
+        with suppress(UserError):
+            steps.append(_read(self.last)["global_step"])
+        return max(steps, default=-1)
+
+    def begin_with(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Let a new run begin with a checkpoint: as its last one, with the best one that this knew, and with curves.
+
+        The curves go on until the last step of the run that the checkpoint is from; what comes after the checkpoint's
+        own step is for the loggers to leave out.
+        """
+        copied_whole(path, self.last)
+        if home := RunFolder.of(path):
+            best = checkpoint["callbacks"].get("RunCheckpoint", {}).get("best_name")
+            if home.holds_scored(best):
+                copied_whole(home.checkpoints / best, self.checkpoints / best)
+            for events in home.path.glob("events.out.tfevents.*"):
+                shutil.copy2(events, self.path)
+        with written_whole(self.parent) as file:
+            file.write(json.dumps({"parent": str(path), "parent_step": checkpoint["global_step"]}).encode())
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
@@ -198,25 +224,24 @@ def new_run_folder(parent: Path, rank: int = 0) -> Path:
 
 
 @contextmanager
-def sole_owner(folder: Path, rank: int = 0) -> Iterator[None]:
+def sole_owner(folder: Path, rank: int = 0, new: bool = False) -> Iterator[None]:
     """Keep other processes from going on with the same run at the same time; the system lets go when this one dies.
 
-    A folder in which nothing was written, because the run could not begin, is removed in the end.
+    A ``new`` folder that still has no config in the end, because its run never began, is removed.
     """
     if rank != 0:
         yield
         return
-    lock = FileLock(folder / ".lock")
+    lock, run = FileLock(folder / ".lock"), RunFolder(folder)
     try:
         lock.acquire(timeout=0)
     except OSError as error:
         why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
         raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
     try:
-        remove_torn(RunFolder(folder).checkpoints)
+        remove_torn(run.checkpoints)
         yield
     finally:
         lock.release()
-        if all(path.name == ".lock" for path in folder.iterdir()):
-            (folder / ".lock").unlink(missing_ok=True)
-            folder.rmdir()
+        if new and not run.config.exists():
+            shutil.rmtree(folder)

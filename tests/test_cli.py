@@ -302,7 +302,7 @@ def test_how_a_run_is_computed_is_free_on_every_call_and_told(in_trained: Path) 
     scores = {}
     for fast, layers in (("true", "fast layers"), ("false", "model.py's formulas, as asked")):
         result = run_minigpt("validate", "--ckpt_path", LAST, *quiet, "--fast", fast)
-        assert f"Computing in {own} on cpu with {layers}." in result.out
+        assert f"Computing in {own} on cpu with {layers}, " in result.out
         assert ("The run computed otherwise so far: layers fast layers." in result.out) == (fast == "false")
         scores[fast] = printed("val/loss", result.out)
     assert scores["true"] == pytest.approx(scores["false"], rel=1e-3)

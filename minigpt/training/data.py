@@ -207,8 +207,11 @@ class CharDataModule(LightningDataModule):
         """Refuse a text that is not the one the checkpoint was trained on, unless another was asked for by name."""
         assert self.trainer is not None
         resuming, predicting = self.trainer.training, self.trainer.predicting
-        if predicting or (not resuming and str(self.corpus) != state["corpus"]):
-            return
+        if not predicting and (resuming or str(self.corpus) == state["corpus"]):
+            self.check_same_text(state)
+
+    def check_same_text(self, state: dict[str, str]) -> None:
+        """Raise a UserError unless the text is that of the checkpoint whose state of this class is given."""
         if state["sha256"] != self.state_dict()["sha256"]:
             raise UserError(
                 f"The corpus {self.corpus} is not the text that the checkpoint was trained on: its content differs. "

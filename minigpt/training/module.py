@@ -210,6 +210,7 @@ class GPTLightningModule(LightningModule):
             "precision": str(trainer.precision),
             "layers": self.computes_by,
             "device": trainer.strategy.root_device.type,
+            "threads": torch.get_num_threads() if trainer.strategy.root_device.type == "cpu" else None,
             "devices": trainer.world_size,
             "compile": self.compiled,
         }

@@ -49,6 +49,8 @@ def main(command: str, args: list[str]) -> None:
     print(f"Training {steps} steps without a stop ...", flush=True)
     whole, killed = (RunFolder.first(f"prove-resume-{os.getpid()}-{kind}") for kind in ("whole", "killed"))
     fit([*recipe, "--name", whole.name], whole.last)
+    # The killed run may begin more than once, and must not choose anew.
+    recipe += ["--threads", str(read_checkpoint(whole.last)["how"]["threads"] or 1)]
     # In the first two thirds, for a kill comes a little late, and must find the run alive.
     targets = sorted(draw.sample(range(1, max(kills + 1, steps * 2 // 3)), kills))
     done = 0
