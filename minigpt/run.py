@@ -150,7 +150,9 @@ def _read(path: Path) -> dict[str, Any]:
             # might unpack to more than any memory.
             if any(member.compress_type for member in archive.infolist()) or archive.testzip():
                 raise zipfile.BadZipFile("it was changed")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Windows lets no file be replaced that is mapped, as that of the last step is while its run goes on.
+        mmap = os.name == "posix"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} was not loaded: it holds more than plain data and could run a program.") from error
     except Exception as error:  # damaged bytes can raise anything

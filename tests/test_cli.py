@@ -291,6 +291,29 @@ def test_help_lists_every_command(in_trained: Path) -> None:
         assert "--ckpt_path" in run_minigpt(command, "--help").out
 
 
+def test_help_begins_with_our_settings_and_explains_each() -> None:
+    short, whole = (run_minigpt("fit", *flags).out for flags in (("--help",), ("--help", "all")))
+    assert len(short.splitlines()) < 300
+    assert "trainer.profiler" in whole
+    assert "trainer.profiler" not in short
+    assert short.index("--model.n_layer") < short.index("--trainer.max_steps")
+    for flag in re.findall(r"^  (--[\w.]+)", short, re.MULTILINE):
+        text = re.search(rf"^  {re.escape(flag)}\b.*?(?=^  -|\n\n|\Z)", short, re.MULTILINE | re.DOTALL)
+        assert text is not None
+        assert re.search(r"[a-z]{3}.*\(.*type:", text[0].split(None, 1)[1].replace("\n", " ")) or "config" in flag, flag
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--model.n_layers", "--model.n_layer"), ("--trainer.max_step", "--trainer.max_steps"), ("--nam", "--name")],
+)
+def test_a_misspelt_flag_is_told_with_the_right_one(workplace: Path, wrong: str, right: str) -> None:
+    assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", wrong, 1), wrong, f"Did you mean {right}?")
+    group, _, key = wrong.removeprefix("--").rpartition(".")
+    Path("wrong.yaml").write_text(f"{group}: {{{key}: 1}}\n" if group else f"{key}: 1\n")
+    assert_clear_error(run_minigpt("fit", "--config", "wrong.yaml"), f"Did you mean {right}?")
+
+
 # What is trained, and how it is computed
 
 

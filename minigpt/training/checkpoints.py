@@ -3,9 +3,11 @@
 import errno
 import io
 import math
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -235,6 +237,8 @@ class GracefulStop(Checkpoint):
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
+        with suppress(OSError):  # not by print, which may be what was interrupted
+            os.write(2, b"\nStopping after this step. Once more ends it at once, and loses what is not saved.\n")
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 

@@ -1,14 +1,17 @@
 """The subcommands that train and score, wired by LightningCLI: their settings, and what is built and run by them."""
 
 import dataclasses
+import inspect
 import logging
 import math
 import os
 import re
 import shlex
 import statistics
+import subprocess
 import sys
 import warnings
+from argparse import SUPPRESS
 from contextlib import ExitStack
 from functools import reduce
 from operator import or_
@@ -27,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt.cost import TRAINING, check_memory
-from minigpt.errors import UserError, building_from
+from minigpt.errors import UserError, building_from, parse_arguments
 from minigpt.model import GPTConfig
 from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner, written_at
 from minigpt.text.baselines import baselines, table
@@ -55,6 +58,23 @@ from minigpt.training.module import GPTLightningModule, what_is_trained
 
 # What no resume can change, for the weights and the optimizer's state have this form.
 FIXED = {f.name for f in dataclasses.fields(GPTConfig)} - {"embd_pdrop", "attn_pdrop", "resid_pdrop"} | {"optimizer"}
+# What each field of GPTConfig means, from the comments beside them.
+SHAPES = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(GPTConfig), re.MULTILINE))
+# Of the groups that are Lightning's, the flags that most people need; --help all shows the others.
+OFTEN = {
+    "trainer.max_steps": "optimizer steps until training ends",
+    "trainer.max_epochs": "epochs until training ends",
+    "trainer.max_time": "time until training ends, as DD:HH:MM:SS, that of all resumes together",
+    "trainer.val_check_interval": "batches between validations; 0.25 validates after each quarter of an epoch",
+    "trainer.limit_val_batches": "batches to validate on; 0.25 is a quarter of the split",
+    "trainer.accumulate_grad_batches": "batches whose gradients add up to one optimizer step",
+    "trainer.gradient_clip_val": "the norm that no gradient exceeds; 0 lets it be",
+    "trainer.precision": "bf16-mixed, 32-true and others; by default bf16-mixed where the hardware computes in it",
+    "trainer.devices": "how many devices train together",
+    "early_stopping.patience": "validations without an improvement after which training ends",
+    "early_stopping.min_delta": "what is less is no improvement",
+    "early_stopping.stopping_threshold": "a loss that is good enough to end training",
+}
 # Each setting on the left takes its value from the one on the right.
 LINKS = {
     "model.fast": "fast",
@@ -150,9 +170,22 @@ class MiniGPTCLI(LightningCLI):
             kinds = get_args(getattr(action, "_typehint", None))
             if {int, float} <= set(kinds):  # 1 is a count and 1.0 a part, whichever typing happens to name first
                 action._typehint = reduce(or_, sorted(kinds, key=lambda kind: {int: 0, float: 1}.get(kind, 2)))
+            if action.dest.removeprefix("model.") in SHAPES:
+                action.help = SHAPES[action.dest.removeprefix("model.")]
         if self.command == "predict":
             parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
             parser.set_defaults({"return_predictions": False, "trainer.precision": "32-true"})
+
+    def _order_help(self, everything: bool) -> None:
+        """Show the settings of this program first, then the trainer's: the most needed ones, or ``everything``."""
+        self.parser.usage = f"minigpt {self.command} --config RECIPE [--GROUP.SETTING VALUE ...]"
+        self.parser.description = "The settings that people need most. --help all shows all those of Lightning too."
+        for action in self.parser._actions:
+            theirs = action.dest.startswith(("trainer", "early_stopping")) or action.metavar == "CONFIG"
+            if not everything and (theirs or type(action).__name__ in ("_ActionHelpClassPath", "ActionLink")):
+                action.help = OFTEN.get(action.dest, SUPPRESS)
+        groups: list[Any] = self.parser._action_groups  # type: ignore[assignment]
+        groups.sort(key=lambda group: "Customize every aspect" in str(group.title))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self._parse()
@@ -173,7 +206,9 @@ class MiniGPTCLI(LightningCLI):
             self._check_training()
 
     def _parse(self) -> None:
-        self.config = settings = self.parser.parse_args(self.args)
+        if {"-h", "--help"} & set(self.args):
+            self._order_help(everything="all" in self.args)
+        self.config = settings = parse_arguments(self.parser, self.args)
         for path in settings.config or []:
             with building_from(f"The config {path.relative}"):
                 file = yaml.safe_load(path.read_text()) or {}
@@ -202,7 +237,7 @@ class MiniGPTCLI(LightningCLI):
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
         own = {k: v for k, v in own.items() if k not in LINKS} | {"seed_everything": data["seed"]}
         self.parser.set_defaults(own | self._settings_of_run())
-        self.config = settings = self.parser.parse_args(self.args)
+        self.config = settings = parse_arguments(self.parser, self.args)
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
         if self.command == "fit":
@@ -327,7 +362,9 @@ class MiniGPTCLI(LightningCLI):
             where = f" in a new run, {self.branching}" if self.branching else ""
             with_what = f", with {', '.join(self.changes)}" if self.changes else ""
             say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}{where}{with_what}.")
-        elif self.command == "fit" and self.makes_run:
+        elif self.checkpoint_path:
+            say(f"The model is {self.checkpoint_path}, after step {self.checkpoint['global_step']}.")
+        elif self.makes_run:
             say(f"A new run on {settings.data.corpus}.")
         if settings.model.compile and settings.trainer.deterministic is None:
             settings.trainer.deterministic = True  # the gradient of the embedding would be added up in any order
@@ -476,8 +513,8 @@ class MiniGPTCLI(LightningCLI):
                 f"machine's {self.curves.peak / 1e9:,.0f} GFLOP/s (bare matrix products, {trainer.precision})."
             )
         say(
-            f"  let it write:    {program()} generate --ckpt_path {shlex.quote(str(best or last))}\n"
-            f"  train it on:     {program()} fit --ckpt_path {shlex.quote(str(last))}{further}\n"
+            f"  let it write:    {program()} generate --ckpt_path {quoted(str(best or last))}\n"
+            f"  train it on:     {program()} fit --ckpt_path {quoted(str(last))}{further}\n"
             f"  see its curves:  {tensorboard_command(checkpoint.run)}"
         )
 
@@ -525,7 +562,7 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
-            f"  go on:           {program()} fit --ckpt_path {shlex.quote(str(stop.run.last))}\n"
+            f"  go on:           {program()} fit --ckpt_path {quoted(str(stop.run.last))}\n"
             f"  see its curves:  {tensorboard_command(stop.run)}"
         )
         raise
@@ -559,8 +596,13 @@ def program() -> str:
     return "minigpt" if Path(sys.argv[0]).name == "minigpt" else "python -m minigpt"
 
 
+def quoted(text: str) -> str:
+    """A word of a command, as the shell of this system takes it."""
+    return shlex.quote(text) if os.name == "posix" else subprocess.list2cmdline([text])
+
+
 def tensorboard_command(run: RunFolder) -> str:
-    return f"tensorboard --logdir {shlex.quote(os.path.relpath(run.path))}"
+    return f"tensorboard --logdir {quoted(os.path.relpath(run.path))}"
 
 
 @rank_zero_only
