@@ -1,22 +1,16 @@
 """The subcommands that train and score, wired by LightningCLI: their settings, and what is built and run by them."""
 
-import dataclasses
-import inspect
 import logging
 import math
 import os
-import re
 import shlex
 import statistics
 import subprocess
 import sys
 import warnings
-from argparse import SUPPRESS
 from contextlib import ExitStack
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +25,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt.cost import TRAINING, check_memory
 from minigpt.errors import UserError, building_from, parse_arguments
-from minigpt.model import GPTConfig
 from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner, written_at
 from minigpt.text.baselines import baselines, table
 from minigpt.training.callbacks import (
@@ -52,57 +45,11 @@ from minigpt.training.checkpoints import (
     WholeCheckpointIO,
 )
 from minigpt.training.data import CharDataModule
+from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
 from minigpt.training.machine import choose_precision, choose_threads, keep_freed_memory
 from minigpt.training.metrics import SCORES
 from minigpt.training.module import GPTLightningModule, what_is_trained
-
-# What no resume can change, for the weights and the optimizer's state have this form.
-FIXED = {f.name for f in dataclasses.fields(GPTConfig)} - {"embd_pdrop", "attn_pdrop", "resid_pdrop"} | {"optimizer"}
-# What each field of GPTConfig means, from the comments beside them.
-SHAPES = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(GPTConfig), re.MULTILINE))
-# Of the groups that are Lightning's, the flags that most people need; --help all shows the others.
-OFTEN = {
-    "trainer.max_steps": "optimizer steps until training ends",
-    "trainer.max_epochs": "epochs until training ends",
-    "trainer.max_time": "time until training ends, as DD:HH:MM:SS, that of all resumes together",
-    "trainer.val_check_interval": "batches between validations; 0.25 validates after each quarter of an epoch",
-    "trainer.limit_val_batches": "batches to validate on; 0.25 is a quarter of the split",
-    "trainer.accumulate_grad_batches": "batches whose gradients add up to one optimizer step",
-    "trainer.gradient_clip_val": "the norm that no gradient exceeds; 0 lets it be",
-    "trainer.precision": "bf16-mixed, 32-true and others; by default bf16-mixed where the hardware computes in it",
-    "trainer.devices": "how many devices train together",
-    "early_stopping.patience": "validations without an improvement after which training ends",
-    "early_stopping.min_delta": "what is less is no improvement",
-    "early_stopping.stopping_threshold": "a loss that is good enough to end training",
-}
-# Each setting on the left takes its value from the one on the right.
-LINKS = {
-    "model.fast": "fast",
-    "model.seed": "seed_everything",
-    "data.seed": "seed_everything",
-    "model.block_size": "data.block_size",
-    "model.tokenizer": "data.tokenizer",
-}
-DEFAULTS = {
-    "trainer.gradient_clip_val": 1.0,
-    "trainer.val_check_interval": 500,
-    "trainer.check_val_every_n_epoch": None,  # so that val_check_interval counts batches across epochs
-    "trainer.log_every_n_steps": 10,
-    "trainer.num_sanity_val_steps": 0,
-    "trainer.enable_model_summary": False,
-    "trainer.use_distributed_sampler": False,  # the data module shares out each batch itself
-    "early_stopping.monitor": "val/loss",
-    "early_stopping.patience": 10,
-    "early_stopping.check_on_train_epoch_end": False,  # there is no new score at the end of an epoch
-}
-# What a checkpoint of a run holds, beside its hyperparameters.
-PARTS = (
-    "state_dict datamodule_hyper_parameters global_step loops optimizer_states lr_schedulers pytorch-lightning_version"
-)
-# What a resume takes from the run's own config alone: a checkpoint from elsewhere could name a URL.
-PLACES = ("data_dir", "mirror", "num_workers", "max_unpacked_gb")
-# Texts in the trainer's settings that can name no code but Lightning's and this program's: no other path, no file.
-NO_FOREIGN_CODE = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
+from minigpt.training.resume import FIXED, PARTS, check_end, names_no_foreign_code, settings_of_run, why_branch
 
 
 class MiniGPTCLI(LightningCLI):
@@ -165,27 +112,10 @@ class MiniGPTCLI(LightningCLI):
         given = self.subcommands()[self.command] | {"ckpt_path", "weights_only"}
         parser.add_method_arguments(Trainer, self.command, skip=given)
         parser.set_defaults(DEFAULTS)
-        action: Any
-        for action in parser._actions:
-            kinds = get_args(getattr(action, "_typehint", None))
-            if {int, float} <= set(kinds):  # 1 is a count and 1.0 a part, whichever typing happens to name first
-                action._typehint = reduce(or_, sorted(kinds, key=lambda kind: {int: 0, float: 1}.get(kind, 2)))
-            if action.dest.removeprefix("model.") in SHAPES:
-                action.help = SHAPES[action.dest.removeprefix("model.")]
+        correct(parser)
         if self.command == "predict":
             parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
             parser.set_defaults({"return_predictions": False, "trainer.precision": "32-true"})
-
-    def _order_help(self, everything: bool) -> None:
-        """Show the settings of this program first, then the trainer's: the most needed ones, or ``everything``."""
-        self.parser.usage = f"minigpt {self.command} --config RECIPE [--GROUP.SETTING VALUE ...]"
-        self.parser.description = "The settings that people need most. --help all shows all those of Lightning too."
-        for action in self.parser._actions:
-            theirs = action.dest.startswith(("trainer", "early_stopping")) or action.metavar == "CONFIG"
-            if not everything and (theirs or type(action).__name__ in ("_ActionHelpClassPath", "ActionLink")):
-                action.help = OFTEN.get(action.dest, SUPPRESS)
-        groups: list[Any] = self.parser._action_groups  # type: ignore[assignment]
-        groups.sort(key=lambda group: "Customize every aspect" in str(group.title))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self._parse()
@@ -207,7 +137,7 @@ class MiniGPTCLI(LightningCLI):
 
     def _parse(self) -> None:
         if {"-h", "--help"} & set(self.args):
-            self._order_help(everything="all" in self.args)
+            order_help(self.parser, self.command, everything="all" in self.args)
         self.config = settings = parse_arguments(self.parser, self.args)
         for path in settings.config or []:
             with building_from(f"The config {path.relative}"):
@@ -226,6 +156,8 @@ class MiniGPTCLI(LightningCLI):
                 "fit needs a recipe: --config configs/quickstart.yaml, say. Without one it would train "
                 "all of GPT-1's 12 layers. Your own text is one flag more: --data.corpus FILE."
             )
+        if self.command == "fit" and not settings.ckpt_path and (settings.branch or settings.rewarm is not None):
+            raise UserError("--branch and --rewarm are about a run that goes on: name it with --ckpt_path.")
 
     def _parse_beside_checkpoint(self, path: Path) -> None:
         """Parse again with the checkpoint's settings as defaults, and refuse what contradicts it."""
@@ -236,12 +168,18 @@ class MiniGPTCLI(LightningCLI):
         vocabulary = model.pop("vocabulary")
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
         own = {k: v for k, v in own.items() if k not in LINKS} | {"seed_everything": data["seed"]}
-        self.parser.set_defaults(own | self._settings_of_run())
+        kept = settings_of_run(checkpoint, self.home, self.command)
+        foreign = {k for k, v in kept.items() if k.startswith("trainer.") and not names_no_foreign_code(v)}
+        for key in sorted(foreign):
+            if not self._given(key):
+                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
+        self.parser.set_defaults(own | {k: v for k, v in kept.items() if k in self.config and k not in foreign})
         self.config = settings = parse_arguments(self.parser, self.args)
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
         if self.command == "fit":
-            self.branching = self._why_branch()
+            name = settings.name if self._given("name") else None
+            self.branching = why_branch(checkpoint, self.home, name, settings.branch)
         settings.name = self.home.name if self.home and not self._given("name") else settings.name
         check_name(settings.name)
         free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
@@ -261,7 +199,7 @@ class MiniGPTCLI(LightningCLI):
             )
         self.changes = [f"{key} {settings[key]} instead of {value}" for key, value in changes.items()]
         if self.command == "fit":
-            self._check_end(path)
+            check_end(path, checkpoint, settings)
             if settings.rewarm is not None:
                 settings.model.rewarm_start, settings.model.rewarm_steps = checkpoint["global_step"], settings.rewarm
         # Lightning starts further processes with the same arguments. They must not look for "last" or "best" again,
@@ -270,64 +208,6 @@ class MiniGPTCLI(LightningCLI):
 
     def _given(self, flag: str) -> bool:
         return any(arg.split("=")[0] == f"--{flag}" for arg in self.args)
-
-    def _why_branch(self) -> str:
-        """Why going on from the checkpoint begins a new run: a run is never set back, and its settings never change."""
-        if self.config.branch:
-            return "as --branch asks"
-        if self.home is None:
-            return "because it lies in no run's folder"
-        if self._given("name") and self.config.name != self.home.name:
-            return "as --name asks"
-        newest = self.home.newest_step()
-        return f"because its own run has come to step {newest}" if newest > self.checkpoint["global_step"] else ""
-
-    def _check_end(self, path: Path) -> None:
-        """Refuse to go on with a run that is at its end."""
-        settings, checkpoint = self.config, self.checkpoint
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        for limit, done in (("max_steps", checkpoint["global_step"]), ("max_epochs", epochs)):
-            end = settings.trainer[limit]
-            if end is not None and 0 <= end <= done:
-                raise UserError(
-                    f"The run of {path} is complete: it has done {done} of {limit} = {end}. "
-                    f"To train it further, give a larger --trainer.{limit}."
-                )
-        states, stopping = checkpoint["callbacks"], settings.early_stopping
-        waited = max((s["wait_count"] for name, s in states.items() if name.startswith("EarlyStopping")), default=0)
-        if waited >= stopping.patience:
-            raise UserError(
-                f"The run of {path} was stopped early: {stopping.monitor} had not improved for {waited} validations. "
-                f"To train it further, give --early_stopping.patience more than {waited}."
-            )
-        used, given = states.get("Timer", {}).get("time_elapsed", {}).get("train", 0), settings.trainer.max_time
-        if used and (seconds := Timer(given).time_remaining()) is not None and used >= seconds:
-            raise UserError(
-                f"The run of {path} has used up its max_time: {used:.0f} of {seconds:.0f} seconds. To train it "
-                "further, give a longer --trainer.max_time, which counts from the beginning of the run."
-            )
-
-    def _settings_of_run(self) -> dict[str, Any]:
-        """What the checkpoint's run was given, and this command goes on with unless the user gives something else."""
-        config: dict[str, Any] = {}
-        if self.home and self.home.config.is_file():
-            config = yaml.safe_load(self.home.config.read_text(encoding="utf-8")) or {}
-        settings = self.checkpoint.get("settings") or config  # older versions keep them in the config only
-        kept: dict[str, Any] = {}
-        if self.command == "fit":
-            for group in GROUPS:
-                kept |= {f"{group}.{name}": value for name, value in settings.get(group, {}).items()}
-            kept |= {f"data.{name}": config["data"][name] for name in PLACES if name in config.get("data", {})}
-            kept |= {"name": settings.get("name"), "model.compile": settings.get("model", {}).get("compile", False)}
-        if self.command != "predict":
-            kept |= {"fast": settings.get("fast"), "trainer.precision": self.checkpoint.get("precision")}
-            kept |= {"threads": self.checkpoint.get("how", {}).get("threads")}
-        trainer = {key: value for key, value in kept.items() if key.startswith("trainer.")}
-        for key in [key for key, value in trainer.items() if not names_no_foreign_code(value)]:
-            del kept[key]
-            if not self._given(key):
-                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
-        return {key: value for key, value in kept.items() if key in self.config}
 
     def _check_training(self) -> None:
         """Refuse settings of ``fit`` that Lightning takes, but that no run can go by."""
@@ -550,7 +430,7 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
             logging.getLogger(f"lightning.{talker}.{topic}").setLevel(logging.WARNING)
     # What Lightning would advise against is meant: batches cost nothing to gather, a split may be short, and to score
     # needs no callback of training.
-    unwanted = "does not have many workers|smaller than the logging interval|callbacks used to create the checkpoint"
+    unwanted = "Experiment logs directory|does not have many workers|smaller than the logging interval|callbacks used to create the checkpoint"
     warnings.filterwarnings("ignore", f".*({unwanted})")
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     keep_freed_memory()
@@ -571,13 +451,6 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
 def main(command: str, args: list[str]) -> None:
     """Train, or score a trained model, as ``command`` says: ``fit``, ``validate``, ``test`` or ``predict``."""
     train(command, args)
-
-
-def names_no_foreign_code(value: Any) -> bool:
-    """Whether a setting from a file can bring in no code but Lightning's and this program's."""
-    if isinstance(value, dict | list):
-        return all(map(names_no_foreign_code, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, str) or NO_FOREIGN_CODE.fullmatch(value) is not None
 
 
 def check_name(name: str | None) -> None:
