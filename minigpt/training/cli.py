@@ -194,11 +194,12 @@ class MiniGPTCLI(LightningCLI):
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
         settings.name = self.run.name if self.run else settings.name
         check_name(settings.name)
-        free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
+        free = {"data.eval_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
         if self.command == "predict":
-            free |= {"data.encoding"}
+            free |= {"data.encoding", "data.suffixes"}
         elif self.command != "fit" and settings.data.corpus != data["corpus"]:
-            free |= {f"data.{k}" for k in ("val_fraction", "test_fraction", "val_corpus", "test_corpus", "encoding")}
+            splits = ("val_fraction", "test_fraction", "val_corpus", "test_corpus")
+            free |= {f"data.{k}" for k in (*splits, "encoding", "suffixes")}
         for key, value in own.items():
             if key not in free and settings[key] != value:
                 raise UserError(
@@ -275,6 +276,11 @@ class MiniGPTCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer, checkpoint = self.config_init.trainer, self.config_init.checkpoint
+        for name in ("corpus", "val_corpus", "test_corpus"):  # the standard input is a file by now
+            found = getattr(self.datamodule.settings, name)
+            if self.config.data[name] == "-":
+                sys.argv += [f"--data.{name}", found]  # for the processes that Lightning starts
+            self.config.data[name] = found
         own: dict[str, Any] = {"logger": False, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
         self.curves = TrainingCurves()
