@@ -197,7 +197,7 @@ def test_a_data_folder_that_cannot_be_written_is_a_clear_error(workplace: Path, 
     if "closed" in where and os.access(folder, os.W_OK):
         pytest.skip("nothing is closed to this user")
     result = run_minigpt("corpus", "--data.corpus", "text.txt", "--data.data_dir", folder)
-    assert_clear_error(result, f"The folder {folder}", "--data.data_dir")
+    assert_clear_error(result, f"{folder}, the folder that keeps its ids, not be written", "--data.data_dir")
 
 
 # What a text may hold
@@ -218,7 +218,7 @@ def test_what_is_odd_about_characters_is_told_in_one_line_each(workplace: Path) 
     Path("val.txt").write_text(f"{text}é%", encoding="utf-8")
     told = [
         "odd.txt holds control characters, which nobody sees: '\\x00' (U+0000), '\\x7f' (U+007F), '\\x92' (U+0092).",
-        "odd.txt holds letters as one character (NFC) and, it seems, in parts (NFD)",
+        "odd.txt holds, it seems, the same letters whole (NFC) and in parts (NFD): 'é' (U+00E9).",
         "'%' (U+0025), 'Ж' (U+0416), 'ж' (U+0436): in the validation or test split only, never trained on.",
     ]
     data = ("--data.corpus", "odd.txt", "--data.val_corpus", "val.txt")
@@ -287,7 +287,7 @@ def test_nul_is_a_character_and_a_lone_surrogate_is_an_error(workplace: Path) ->
     (workplace / "nuls.txt").write_bytes(b"a field\x00and another\x00\n" * 50)
     assert read("nuls.txt", workplace).count("\x00") == 100
     (workplace / "half.txt").write_bytes(b"ab\\udfff")
-    with pytest.raises(UserError, match=r"half\.txt: it holds '\\udfff', half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"half\.txt is not unicode_escape: .* surrogates not allowed"):
         read("half.txt", workplace, encoding="unicode_escape")
     (workplace / "surrogate.txt").write_bytes(b"ab" + "\ud800".encode("utf-8", "surrogatepass"))
     result = run_minigpt("corpus", "--data.corpus", "surrogate.txt")
@@ -455,7 +455,9 @@ def test_a_full_disk_leaves_the_old_ids_and_no_torn_ones(workplace: Path, monkey
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 2
-    assert "don't fit into data/ids ([Errno 27] File too large)" in " ".join(result.stderr.split())
+    assert "or data, the folder that keeps its ids, not be written: [Errno 27] File too large" in " ".join(
+        result.stderr.split()
+    )
     assert "Traceback" not in result.stderr
     assert {path: path.read_bytes() for path in (workplace / "data" / "ids").iterdir()} == before
 

@@ -12,8 +12,7 @@ from minigpt.text.corpus import DataSettings
 from minigpt.text.tokenizer import TOKENIZERS
 
 # What else stands in a recipe, or in the config.yaml of a run, and says nothing about the text.
-OTHERS = ("model", "trainer", "sampler", "checkpoint", "early_stopping")
-OTHERS += ("name", "fast", "seed_everything", "ckpt_path", "weights_only")
+OTHERS = ("name", "fast", "seed_everything", "model", "trainer", "sampler", "checkpoint", "early_stopping", "ckpt_path")
 
 
 def corpus(data: DataSettings) -> None:
@@ -61,7 +60,7 @@ def main(command: str, args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="a recipe, of which the group data is taken")
     parser.add_class_arguments(DataSettings, "data")
     parser.set_defaults({"data.block_size": 64})
-    for name in OTHERS:
+    for name in (*OTHERS, "weights_only"):
         parser.add_argument(f"--{name}", help=SUPPRESS)  # untyped: what it names is never imported or made
     with building_from("One of the settings"):
         data = DataSettings(**parser.parse_args(args).data.as_dict())

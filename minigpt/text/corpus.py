@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minigpt.errors import UserError, some_of
 from minigpt.files import remove_torn, user_path, written_whole
-from minigpt.text.decoding import AS_BYTES, decode
+from minigpt.text.decoding import decode
 from minigpt.text.sources import Source, find_sources, keep_standard_input
 from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharTokenizer, code_points, name_characters
 
@@ -188,20 +188,13 @@ class DataSettings:
         try:
             (folder / "ids").mkdir(parents=True, exist_ok=True)
             # Of several processes that want the same text, one prepares it and the others wait.
-            lock = FileLock(folder / ".lock").acquire()
-        except (OSError, NotImplementedError) as error:
-            raise UserError(
-                f"The folder {folder}, where texts and their ids are kept, can't be written ({error}). Make it "
-                "writable, or choose another with --data.data_dir."
-            ) from error
-        try:
-            with lock:
+            with FileLock(folder / ".lock"):
                 sources = find_sources(corpus, folder, self.mirror, listed(self.suffixes), notes)
                 text = self._prepare(name, sources, folder / "ids")
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
             raise UserError(
-                f"The corpus {name} can't be read, or its ids don't fit into {folder / 'ids'} ({error}). Nothing there "
-                "was changed. Another folder is chosen with --data.data_dir."
+                f"The corpus {name} can't be read, or {folder}, the folder that keeps its ids, not be written: {error}. "
+                "Nothing there was changed. Another folder is chosen with --data.data_dir."
             ) from error
         odd = [] if self.tokenizer == "byte" else remarks(name, text.characters)
         return replace(text, name=name, notes=(*notes, *text.notes, *odd))
@@ -247,7 +240,7 @@ class DataSettings:
         first = np.full(CODE_POINTS, -1)  # where each character occurs first
         known = b""  # the ASCII characters seen so far, which are the most, are dropped before looking closer
         for text in self._read(sources, "reading", changes):
-            raw = text if isinstance(text, bytes) else encoded(name, text)
+            raw = text if isinstance(text, bytes) else text.encode()
             digest.update(raw)
             if isinstance(text, str) and (first[code_points(raw.translate(None, known).decode())] < 0).any():
                 codes = code_points(text)
@@ -309,34 +302,11 @@ def listed(given: str | list[str]) -> list[str]:
     return given if isinstance(given, list) else [given]
 
 
-def encoded(name: str, text: str) -> bytes:
-    """A part of the text ``name`` in UTF-8."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:  # some encodings can write it: utf-7, unicode_escape
-        raise UserError(
-            f"In the corpus {name}: it holds {text[error.start]!r}, half of a surrogate pair, which is no character. "
-            + AS_BYTES
-        ) from error
-
-
 def remarks(name: str, characters: str) -> Iterator[str]:
     """What is odd about the characters of a text."""
-    control = "".join(c for c in characters if unicodedata.category(c) == "Cc" and c not in "\t\n")
-    if control:
-        hint = " Text of Windows has some when it is read as latin-1: try --data.encoding cp1252."
-        yield (
-            f"{name} holds control characters, which nobody sees: {name_characters(control)}."
-            + hint * any("\x80" <= c <= "\x9f" for c in control)
-        )
-    in_parts = {c: unicodedata.normalize("NFD", c) for c in characters}
-    double = [
-        c
-        for c, parts in in_parts.items()
-        if c != parts and set(parts) <= in_parts.keys() and c == unicodedata.normalize("NFC", parts)
-    ]
-    if double:
-        yield (
-            f"{name} holds letters as one character (NFC) and, it seems, in parts (NFD), different ones to a model: "
-            f"{name_characters(''.join(double))}. Python's unicodedata.normalize makes them one."
-        )
+    if control := [c for c in characters if unicodedata.category(c) == "Cc" and c not in "\t\n"]:
+        yield f"{name} holds control characters, which nobody sees: {name_characters(''.join(control))}."
+    parts = {c: unicodedata.normalize("NFD", c) for c in characters}
+    both = [c for c in parts if c not in parts[c] and parts.keys() >= set(parts[c])]
+    if double := "".join(c for c in both if unicodedata.normalize("NFC", parts[c]) == c):
+        yield f"{name} holds, it seems, the same letters whole (NFC) and in parts (NFD): {name_characters(double)}."

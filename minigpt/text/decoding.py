@@ -9,16 +9,9 @@ from contextlib import suppress
 
 from minigpt.errors import UserError
 
-MARKS = {
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}  # in this order
 BOM = "\ufeff"
 # Of Central Europe, Russia (two), Japan, China (two) and Korea.
 OTHERS = ("cp1250", "cp1251", "koi8-r", "cp932", "gb18030", "big5", "cp949")
-AS_BYTES = "Any file can be trained on as bytes: --data.tokenizer byte."
 
 
 def decode(source: object, chunks: Iterator[bytes], encoding: str, changes: dict[str, list[str]]) -> Iterator[str]:
@@ -45,12 +38,14 @@ def decode(source: object, chunks: Iterator[bytes], encoding: str, changes: dict
         read += len(chunk)
         try:
             text = decoder.decode(chunk, final=not chunk)
+            text.encode()  # raises at half a surrogate pair, which some encodings can write, and which is no character
         except UnicodeDecodeError as error:
             # The decoder was handed this chunk behind what it had kept of the last one.
             place = read - len(error.object) + error.start
             raise UserError(
                 f"{source} is not {encoding}: byte {place} (0x{error.object[error.start]:02x}) begins no "
-                f"character. {advice(error.object, error.start)} {AS_BYTES}"
+                f"character. {advice(error.object, error.start)}Any file can be trained on as bytes: "
+                "--data.tokenizer byte."
             ) from error
         except UnicodeError as error:
             raise UserError(f"{source} is not {encoding}: {error}.") from error
@@ -70,9 +65,10 @@ def wide_encoding(head: bytes) -> str | None:
 
     In UTF-16 they are high bytes, so all are at even or all at odd places, where few other values occur.
     """
-    for mark, name in MARKS.items():
-        if head.startswith(mark):
-            return name
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     for name, high, low in (("utf-16-be", head[::2], head[1::2]), ("utf-16-le", head[1::2], head[::2])):
         if high.count(0) >= max(20, 20 * low.count(0)) and 2 * len(set(high)) < len(set(low)):
             return name
@@ -93,4 +89,4 @@ def advice(raw: bytes, place: int) -> str:
             decoder().decode(sample)
             readings.setdefault(decoder().decode(raw[start : place + 8])[-16:], name)
     shown = ", ".join(f"{name} it reads {text!r}" for text, name in readings.items())
-    return f"With --data.encoding {shown}." if shown else ""
+    return f"With --data.encoding {shown}. " if shown else ""

@@ -126,17 +126,12 @@ def choose(names: list[str], endings: tuple[str, ...], place: str, notes: list[s
     texts = [name for name in names if name.lower().endswith(endings) and not PurePath(name).name.startswith("._")]
     others = sorted(set(names) - set(texts))
     if not texts:
-        counts = Counter(PurePath(name).suffix.lower() for name in others).most_common(3)
-        found = some_of([f"{suffix or 'no suffix'} ({count:,})" for suffix, count in counts])
-        raise UserError(
-            f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}."
-            + (
-                f" Its files end in {found}. To read some of them: --data.suffixes {counts[0][0] or 'SUFFIX'}, or name "
-                "them by a glob in quotes, such as --data.corpus 'folder/**/*.md'."
-                if others
-                else ""
-            )
+        counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in others).most_common(3)
+        found = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts)
+        hint = (
+            f" It has {found}. Choose by --data.suffixes {counts[0][0]}, or by a glob, '*', in quotes." if found else ""
         )
+        raise UserError(f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}.{hint}")
     notes.append(f"{place}, read ({len(texts):,}): {some_of(texts)}.")
     if others:
         notes.append(f"{place}, not read ({len(others):,}; see --data.suffixes): {some_of(others)}.")
@@ -181,19 +176,16 @@ def keep_standard_input(data_dir: str) -> str:
     Raises:
         UserError: it is closed or empty, or the file can't be written.
     """
-    new, digest = user_path(data_dir) / f".stdin-{os.getpid()}", hashlib.sha256()
+    raw = sys.stdin.buffer.read() if sys.stdin else b""
+    if not raw:
+        raise UserError("The corpus is to be the standard input (-), and nothing comes from there.")
+    path = user_path(data_dir) / f"stdin-{hashlib.sha256(raw).hexdigest()[:12]}.txt"
     try:
-        with written_whole(new) as file:
-            while sys.stdin and (chunk := sys.stdin.buffer.read(CHUNK_BYTES)):
-                digest.update(chunk)
-                file.write(chunk)
-            if not file.tell():
-                raise UserError("The corpus is to be the standard input, and nothing comes from there.")
-        return str(new.replace(new.with_name(f"stdin-{digest.hexdigest()[:12]}.txt")))
+        with written_whole(path) as file:
+            file.write(raw)
     except OSError as error:
-        raise UserError(
-            f"The standard input can't be kept in {new.parent} ({error}). Choose another folder with --data.data_dir."
-        ) from error
+        raise UserError(f"The standard input can't be kept: {error}. Try another folder, --data.data_dir.") from error
+    return str(path)
 
 
 # Named corpora

@@ -276,11 +276,6 @@ class MiniGPTCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer, checkpoint = self.config_init.trainer, self.config_init.checkpoint
-        for name in ("corpus", "val_corpus", "test_corpus"):  # the standard input is a file by now
-            found = getattr(self.datamodule.settings, name)
-            if self.config.data[name] == "-":
-                sys.argv += [f"--data.{name}", found]  # for the processes that Lightning starts
-            self.config.data[name] = found
         own: dict[str, Any] = {"logger": False, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
         self.curves = TrainingCurves()
@@ -295,6 +290,7 @@ class MiniGPTCLI(LightningCLI):
             checkpoint.folder = Path(own["default_root_dir"])
             record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = None
+            record.data.corpus = self.datamodule.corpus  # of the standard input, the file that keeps it
             callbacks.append(RunConfig(self.parser.dump(record, skip_unset=False)))
         if own["logger"]:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
