@@ -83,9 +83,10 @@ def test_what_is_read_of_a_folder_or_an_archive_is_told(workplace: Path) -> None
         archive.write("folder/TWO.TXT")
         archive.write("folder/notes.md", "__MACOSX/._TWO.TXT")
     result = run_minigpt("corpus", "--data.corpus", "folder")
-    assert "The folder folder, read (4): TWO.TXT, old.ZIP, one.txt and 1 more." in result.out
-    assert "The folder folder, not read (2; see --data.suffixes): ._one.txt, notes.md." in result.out
-    assert "old.ZIP, read (1): folder/TWO.TXT." in result.out
+    two = Path("folder/TWO.TXT"), Path("folder/old.ZIP:folder/TWO.TXT"), Path("folder/one.txt")
+    assert f"folder: 4 texts are read: {', '.join(map(str, two))} and 1 more." in result.out
+    skipped = "folder: 3 files are not read, see --data.suffixes: ._one.txt, notes.md, __MACOSX/._TWO.TXT."
+    assert skipped in result.out
     assert "1,203 characters" in result.out
     assert "1,504 characters" in run_minigpt("corpus", "--data.corpus", "folder", "--data.suffixes", "[txt,.MD]").out
     for name in ("a.py", "b.py", "c.md"):
@@ -197,7 +198,7 @@ def test_a_data_folder_that_cannot_be_written_is_a_clear_error(workplace: Path, 
     if "closed" in where and os.access(folder, os.W_OK):
         pytest.skip("nothing is closed to this user")
     result = run_minigpt("corpus", "--data.corpus", "text.txt", "--data.data_dir", folder)
-    assert_clear_error(result, f"{folder}, the folder that keeps its ids, not be written", "--data.data_dir")
+    assert_clear_error(result, f"{folder}, where its ids are kept, not be written", "--data.data_dir")
 
 
 # What a text may hold
@@ -455,7 +456,7 @@ def test_a_full_disk_leaves_the_old_ids_and_no_torn_ones(workplace: Path, monkey
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 2
-    assert "or data, the folder that keeps its ids, not be written: [Errno 27] File too large" in " ".join(
+    assert "or data, where its ids are kept, not be written: [Errno 27] File too large" in " ".join(
         result.stderr.split()
     )
     assert "Traceback" not in result.stderr

@@ -184,20 +184,23 @@ class DataSettings:
             UserError: there is no such corpus, it can't be read, is empty or damaged, is not in that encoding, changes
                 while it is read, or has far too many characters; or its ids can't be written.
         """
-        name, folder, notes = ", ".join(listed(corpus)), user_path(self.data_dir), list[str]()
+        name, folder, skipped = ", ".join(listed(corpus)), user_path(self.data_dir), list[str]()
         try:
             (folder / "ids").mkdir(parents=True, exist_ok=True)
             # Of several processes that want the same text, one prepares it and the others wait.
             with FileLock(folder / ".lock"):
-                sources = find_sources(corpus, folder, self.mirror, listed(self.suffixes), notes)
+                sources = find_sources(corpus, folder, self.mirror, listed(self.suffixes), skipped)
                 text = self._prepare(name, sources, folder / "ids")
         except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
             raise UserError(
-                f"The corpus {name} can't be read, or {folder}, the folder that keeps its ids, not be written: {error}. "
+                f"The corpus {name} can't be read, or {folder}, where its ids are kept, not be written: {error}. "
                 "Nothing there was changed. Another folder is chosen with --data.data_dir."
             ) from error
+        told = [f"{name}: {len(sources):,} texts are read: {some_of(list(map(str, sources)))}."] if sources[1:] else []
+        if skipped:
+            told.append(f"{name}: {len(skipped):,} files are not read, see --data.suffixes: {some_of(skipped)}.")
         odd = [] if self.tokenizer == "byte" else remarks(name, text.characters)
-        return replace(text, name=name, notes=(*notes, *text.notes, *odd))
+        return replace(text, name=name, notes=(*told, *text.notes, *odd))
 
     def open_splits(self) -> dict[str, Corpus]:
         """The text of each split, as it is; a note names the characters that training will never see."""

@@ -24,7 +24,7 @@ from pathlib import Path, PurePath
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
-from minigpt.errors import UserError, some_of
+from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole
 
 PACKED = ("", ".gz", ".xz", ".bz2", ".zst")
@@ -77,7 +77,7 @@ class Source:
 
 
 def find_sources(
-    corpus: str | list[str], data_dir: Path, mirror: str | None, suffixes: list[str], notes: list[str]
+    corpus: str | list[str], data_dir: Path, mirror: str | None, suffixes: list[str], skipped: list[str]
 ) -> list[Source]:
     """The sources of a corpus, in a stable order.
 
@@ -86,7 +86,7 @@ def find_sources(
         data_dir: where named corpora are kept.
         mirror: where to get a named corpus from instead of its home: a URL or a path.
         suffixes: the endings of texts in folders and archives, whatever their case.
-        notes: gets sentences on what of a folder or an archive is read and what is not.
+        skipped: gets the files in folders and archives that are not read.
 
     Raises:
         UserError: nothing of that name exists, or a folder, glob or archive holds no text.
@@ -95,13 +95,13 @@ def find_sources(
     if isinstance(corpus, list):
         if not corpus:
             raise UserError("The corpus is an empty list; name at least one file, folder or named corpus.")
-        return [source for part in corpus for source in find_sources(part, data_dir, mirror, suffixes, notes)]
+        return [source for part in corpus for source in find_sources(part, data_dir, mirror, suffixes, skipped)]
     path, endings = user_path(corpus), tuple(f".{suffix.lstrip('.').lower()}" for suffix in suffixes)
     if path.is_file():
         files = [path]
     elif path.is_dir():
         packed = (*(ending + packing for ending in endings for packing in PACKED), ".zip")
-        files = [path / name for name in choose(walk(path), packed, f"The folder {corpus}", notes)]
+        files = [path / name for name in choose(walk(path), packed, f"The folder {corpus}", skipped)]
     elif corpus in NAMED:
         files = [NAMED[corpus].get(data_dir, mirror)]
     elif glob.has_magic(corpus):
@@ -113,11 +113,11 @@ def find_sources(
             f"There is no corpus {corpus!r}: it is neither a file or folder here nor one of the named corpora, "
             f"{', '.join(NAMED)}."
         )
-    return [source for file in files for source in expand(file, endings, notes)]
+    return [source for file in files for source in expand(file, endings, skipped)]
 
 
-def choose(names: list[str], endings: tuple[str, ...], place: str, notes: list[str]) -> list[str]:
-    """Those of the files in a place that are texts by their endings; ``notes`` gets what is read and what is not.
+def choose(names: list[str], endings: tuple[str, ...], place: str, skipped: list[str]) -> list[str]:
+    """Those of the files in a place that are texts by their endings; ``skipped`` gets the others.
 
     Raises:
         UserError: there is none.
@@ -127,14 +127,13 @@ def choose(names: list[str], endings: tuple[str, ...], place: str, notes: list[s
     others = sorted(set(names) - set(texts))
     if not texts:
         counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in others).most_common(3)
-        found = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts)
-        hint = (
-            f" It has {found}. Choose by --data.suffixes {counts[0][0]}, or by a glob, '*', in quotes." if found else ""
+        found = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts) or "nothing"
+        example = next((suffix for suffix, _ in counts if suffix.startswith(".")), ".md")
+        raise UserError(
+            f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}. It holds {found}. "
+            f"Say what to read: --data.suffixes {example}, or name the files by a glob in quotes, 'folder/**/*{example}'."
         )
-        raise UserError(f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}.{hint}")
-    notes.append(f"{place}, read ({len(texts):,}): {some_of(texts)}.")
-    if others:
-        notes.append(f"{place}, not read ({len(others):,}; see --data.suffixes): {some_of(others)}.")
+    skipped += others
     return texts
 
 
@@ -157,7 +156,7 @@ def walk(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for file in sorted(files)]
 
 
-def expand(file: Path, endings: tuple[str, ...], notes: list[str]) -> list[Source]:
+def expand(file: Path, endings: tuple[str, ...], skipped: list[str]) -> list[Source]:
     """The sources in one file: itself, or the texts in a zip archive (by their endings, or its only member)."""
     if file.suffix.lower() != ".zip":
         return [Source(file)]
@@ -166,16 +165,12 @@ def expand(file: Path, endings: tuple[str, ...], notes: list[str]) -> list[Sourc
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except DAMAGED_ZIP as error:
         raise UserError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
-    texts = members if len(members) == 1 else choose(members, endings, f"The archive {file}", notes)
+    texts = members if len(members) == 1 else choose(members, endings, f"The archive {file}", skipped)
     return [Source(file, name) for name in texts]
 
 
 def keep_standard_input(data_dir: str) -> str:
-    """Read the standard input into a file that is named by its content, where a resumed run finds it.
-
-    Raises:
-        UserError: it is closed or empty, or the file can't be written.
-    """
+    """Read the standard input into a file that is named by its content, where a resumed run finds it."""
     raw = sys.stdin.buffer.read() if sys.stdin else b""
     if not raw:
         raise UserError("The corpus is to be the standard input (-), and nothing comes from there.")
