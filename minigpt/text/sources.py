@@ -131,7 +131,7 @@ def choose(names: list[str], endings: tuple[str, ...], place: str, skipped: list
         example = next((suffix for suffix, _ in counts if suffix.startswith(".")), ".md")
         raise UserError(
             f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}. It holds {found}. "
-            f"Say what to read: --data.suffixes {example}, or name the files by a glob in quotes, 'folder/**/*{example}'."
+            f"Say what to read: --data.suffixes {example}, or a glob in quotes, such as 'folder/**/*{example}'."
         )
     skipped += others
     return texts
