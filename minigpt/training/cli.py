@@ -290,7 +290,8 @@ class MiniGPTCLI(LightningCLI):
             checkpoint.folder = Path(own["default_root_dir"])
             record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = None
-            record.data.corpus = self.datamodule.corpus  # of the standard input, the file that keeps it
+            for name in ("corpus", "val_corpus", "test_corpus"):  # of the standard input, the file that keeps it
+                record.data[name] = getattr(self.datamodule.settings, name)
             callbacks.append(RunConfig(self.parser.dump(record, skip_unset=False)))
         if own["logger"]:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
