@@ -94,7 +94,13 @@ def test_what_is_read_of_a_folder_or_an_archive_is_told(workplace: Path) -> None
         Path("code", name).write_text(text)
     result = run_minigpt("corpus", "--data.corpus", "code")
     assert_clear_error(result, "holds no text", ".py (2), .md (1)", "--data.suffixes .py")
-    assert "601 characters" in run_minigpt("corpus", "--data.corpus", "code", "--data.suffixes", ".py").out
+    python = ("--data.corpus", "code", "--data.suffixes", ".py")
+    assert "601 characters" in run_minigpt("corpus", *python).out
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--trainer.max_steps", 2, *python).code == 0
+    assert run_minigpt("fit", "--ckpt_path", "last", *MORE).code == 0
+    other = ("--data.corpus", "folder", "--data.suffixes", ".md", "--data.test_fraction", 0.5)  # whose archive has none
+    result = run_minigpt("test", "--ckpt_path", "last", *other)
+    assert result.code == 0, result.err
 
 
 def test_links_are_followed_and_a_loop_of_them_is_no_trap(tmp_path: Path) -> None:

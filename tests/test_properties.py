@@ -116,6 +116,7 @@ def test_a_file_is_read_the_same_in_chunks_of_any_size(characters: list[str], ch
         expected = text.replace("\r\n", "\n").replace("\r", "\n")
         assert CharTokenizer(corpus.vocabulary).decode(corpus.ids()[:]) == expected
         assert list(corpus.vocabulary) == sorted(set(expected))
+        assert list(corpus.first) == [expected.index(character) for character in corpus.characters]
 
 
 # Splits and windows

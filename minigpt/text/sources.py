@@ -96,12 +96,13 @@ def find_sources(
         if not corpus:
             raise UserError("The corpus is an empty list; name at least one file, folder or named corpus.")
         return [source for part in corpus for source in find_sources(part, data_dir, mirror, suffixes, skipped)]
-    path, endings = user_path(corpus), tuple(f".{suffix.lstrip('.').lower()}" for suffix in suffixes)
+    path, before = user_path(corpus), len(skipped)
+    endings = tuple(f".{suffix.lstrip('.').lower()}" for suffix in suffixes)
     if path.is_file():
         files = [path]
     elif path.is_dir():
         packed = (*(ending + packing for ending in endings for packing in PACKED), ".zip")
-        files = [path / name for name in choose(walk(path), packed, f"The folder {corpus}", skipped)]
+        files = [path / name for name in choose(walk(path), packed, skipped)]
     elif corpus in NAMED:
         files = [NAMED[corpus].get(data_dir, mirror)]
     elif glob.has_magic(corpus):
@@ -113,27 +114,23 @@ def find_sources(
             f"There is no corpus {corpus!r}: it is neither a file or folder here nor one of the named corpora, "
             f"{', '.join(NAMED)}."
         )
-    return [source for file in files for source in expand(file, endings, skipped)]
-
-
-def choose(names: list[str], endings: tuple[str, ...], place: str, skipped: list[str]) -> list[str]:
-    """Those of the files in a place that are texts by their endings; ``skipped`` gets the others.
-
-    Raises:
-        UserError: there is none.
-    """
-    # What macOS keeps of a file beside it, in archives too, is called like it, behind "._".
-    texts = [name for name in names if name.lower().endswith(endings) and not PurePath(name).name.startswith("._")]
-    others = sorted(set(names) - set(texts))
-    if not texts:
-        counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in others).most_common(3)
-        found = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts) or "nothing"
+    sources = [source for file in files for source in expand(file, endings, skipped)]
+    if not sources:
+        counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in skipped[before:]).most_common(3)
+        others = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts) or "nothing"
         example = next((suffix for suffix, _ in counts if suffix.startswith(".")), ".md")
         raise UserError(
-            f"{place} holds no text, at any depth: no file named *{', *'.join(endings)}. It holds {found}. "
+            f"{corpus} holds no text, at any depth: no file named *{', *'.join(endings)}. It holds {others}. "
             f"Say what to read: --data.suffixes {example}, or a glob in quotes, such as 'folder/**/*{example}'."
         )
-    skipped += others
+    return sources
+
+
+def choose(names: list[str], endings: tuple[str, ...], skipped: list[str]) -> list[str]:
+    """Those files of a folder or archive that are texts by their endings; ``skipped`` gets the others."""
+    # What macOS keeps of a file beside it, in archives too, is called like it, behind "._".
+    texts = [name for name in names if name.lower().endswith(endings) and not PurePath(name).name.startswith("._")]
+    skipped += sorted(set(names) - set(texts))
     return texts
 
 
@@ -165,7 +162,7 @@ def expand(file: Path, endings: tuple[str, ...], skipped: list[str]) -> list[Sou
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except DAMAGED_ZIP as error:
         raise UserError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
-    texts = members if len(members) == 1 else choose(members, endings, f"The archive {file}", skipped)
+    texts = members if len(members) == 1 else choose(members, endings, skipped)
     return [Source(file, name) for name in texts]
 
 
