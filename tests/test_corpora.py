@@ -291,8 +291,8 @@ def test_line_ends_and_marks_are_normalised_and_said_so(workplace: Path) -> None
 def test_nul_is_a_character_and_a_lone_surrogate_is_an_error(workplace: Path) -> None:
     (workplace / "nul.txt").write_bytes(b"a\x00b")
     assert read("nul.txt", workplace) == "a\x00b"
-    (workplace / "nuls.txt").write_bytes(b"a field\x00and another\x00\n" * 50)
-    assert read("nuls.txt", workplace).count("\x00") == 100
+    (workplace / "nuls.txt").write_bytes(b"a field\x00and another\n" * 50)  # at odd places, as in UTF-16
+    assert read("nuls.txt", workplace).count("\x00") == 50
     (workplace / "half.txt").write_bytes(b"ab\\udfff")
     with pytest.raises(UserError, match=r"half\.txt is not unicode_escape: .* surrogates not allowed"):
         read("half.txt", workplace, encoding="unicode_escape")

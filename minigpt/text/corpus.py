@@ -310,6 +310,5 @@ def remarks(name: str, characters: str) -> Iterator[str]:
     if control := [c for c in characters if unicodedata.category(c) == "Cc" and c not in "\t\n"]:
         yield f"{name} holds control characters, which nobody sees: {name_characters(''.join(control))}."
     parts = {c: unicodedata.normalize("NFD", c) for c in characters}
-    both = [c for c in parts if c not in parts[c] and parts.keys() >= set(parts[c])]
-    if double := "".join(c for c in both if unicodedata.normalize("NFC", parts[c]) == c):
+    if double := "".join(c for c in parts if c not in parts[c] and parts.keys() >= set(parts[c])):
         yield f"{name} holds, it seems, the same letters whole (NFC) and in parts (NFD): {name_characters(double)}."
