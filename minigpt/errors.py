@@ -8,7 +8,7 @@ import site
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ def is_of_a_library(file: str) -> bool:
     folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders += [str(Path(__file__).parent), site.getusersitepackages(), *site.getsitepackages()]
     return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+def some_of(names: Sequence[str], limit: int = 3) -> str:
+    """Names in a sentence, at most ``limit`` of them."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def explain(error: Exception) -> str:

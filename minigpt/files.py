@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Paths as users write them, and files that are either whole or absent."""
 
 import os
 import shutil
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def user_path(name: str) -> Path:
+    """A path in which a leading ``~`` is somebody's home, where there is such a user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises where there is no such user
 
 
 @contextmanager

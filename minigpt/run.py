@@ -20,11 +20,11 @@ from minigpt.cost import make_config
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
-from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.text.tokenizer import SHOWN, TOKENIZERS, UNKNOWN, CharTokenizer
 
 LOG_DIR = Path("lightning_logs")
 SCORED = re.compile(r"step(\d+)-val(\d+\.\d+)\.ckpt")  # the name of a checkpoint: its step and validation loss
-FORMAT = 2  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
+FORMAT = 3  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
 class RunFolder:
@@ -165,6 +165,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {number}; this version of minigpt reads 1 to {FORMAT}. Install a newer one."
         )
+    data = checkpoint.get("datamodule_hyper_parameters")
+    if number < 3 and isinstance(data, dict):
+        data |= {"eval_batch_size": data.pop("scoring_batch_size")} if "scoring_batch_size" in data else {}
+        if data.get("min_count", 1) != 1:  # the unknown symbol was a character that a text may hold too
+            hyperparameters["vocabulary"] = hyperparameters["vocabulary"].replace(SHOWN, UNKNOWN)
     return checkpoint
 
 

@@ -112,7 +112,7 @@ def test_a_whole_number_is_a_count(workplace: Path, value: str, batches: int) ->
         "from lightning.pytorch import Trainer; fit = Trainer.fit; "
         "Trainer.fit = lambda self, *a, **k: (fit(self, *a, **k), print('batches', self.num_val_batches)); m.main()"
     )
-    flags = "fit --config tiny.yaml --trainer.max_steps 1 --trainer.val_check_interval 1 --data.scoring_batch_size 3"
+    flags = "fit --config tiny.yaml --trainer.max_steps 1 --trainer.val_check_interval 1 --data.eval_batch_size 3"
     command = [sys.executable, "-c", code, *flags.split(), "--trainer.limit_val_batches", value]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert f"batches [{batches}]" in result.stdout, result.stdout + result.stderr
@@ -130,7 +130,7 @@ def test_a_folder_that_no_run_can_have_is_refused(workplace: Path) -> None:
 
 
 def test_the_baselines_are_those_of_the_characters_that_were_scored(in_trained: Path) -> None:
-    limited = ("--trainer.limit_test_batches", 2, "--data.scoring_batch_size", 3, "--trainer.logger", "true")
+    limited = ("--trainer.limit_test_batches", 2, "--data.eval_batch_size", 3, "--trainer.logger", "true")
     assert "How predictable the 96 characters scored are" in run_minigpt("test", "--ckpt_path", "last", *limited).out
     assert "How predictable the 600 characters scored are" in run_minigpt("test", "--ckpt_path", "last").out
 

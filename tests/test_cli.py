@@ -334,7 +334,7 @@ def test_how_a_run_is_computed_is_free_on_every_call_and_told(in_trained: Path) 
     result = run_minigpt("predict", "--ckpt_path", LAST, *quiet, "--data.predict_corpus", "text.txt")
     assert "Computing in 32-true on cpu" in result.out
     assert "otherwise" not in result.out
-    how = ("--trainer.precision", other, "--data.num_workers", 1, "--data.scoring_batch_size", 3, "--fast", "false")
+    how = ("--trainer.precision", other, "--data.num_workers", 1, "--data.eval_batch_size", 3, "--fast", "false")
     result = run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 25, *how)
     assert f"The run computed otherwise so far: precision {own}, layers fast layers." in result.out
     assert run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 26).out.count("otherwise") == 0

@@ -173,9 +173,11 @@ def test_a_run_of_the_version_before_goes_on_is_scored_and_writes(
     shutil.copytree(BEFORE / "version_0", run.path)
     shutil.copy(BEFORE / "words.txt", "words.txt")
     assert last("before")["global_step"] == 13
-    resumed = run_minigpt("fit", "--ckpt_path", run.last)
+    assert run_minigpt("corpus", "--config", run.config).code == 0
+    resumed = run_minigpt("fit", "--ckpt_path", run.last, "--data.eval_batch_size", 7)  # was scoring_batch_size
     assert resumed.code == 0, resumed.err
     assert last("before")["global_step"] == 24
+    assert last("before")["datamodule_hyper_parameters"]["eval_batch_size"] == 7
     losses = [loss for _, loss in read_curves(run)["val/loss"]]
     assert min(losses) == pytest.approx(2.7815, abs=0.002)
     assert find_checkpoint("best").name.endswith(f"-val{min(losses):.4f}.ckpt")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import user_path, written_whole
 from minigpt.generation import Writer
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
@@ -250,7 +250,7 @@ class NatsWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             raise UserError("predict writes one file in the order of the text: run it with --trainer.devices 1.")
-        text = Path(trainer.datamodule.predict_corpus)  # type: ignore[attr-defined]
+        text = user_path(trainer.datamodule.predict_corpus)  # type: ignore[attr-defined]
         self.path = Path(self.output or f"{text.stem}.nats.csv")
         # The text may also be a glob or the name of a corpus, which are no file.
         if self.path.is_dir() or (self.path.exists() and text.exists() and self.path.samefile(text)):

@@ -182,13 +182,14 @@ class MiniGPTCLI(LightningCLI):
             self.branching = why_branch(checkpoint, self.home, name, settings.branch)
         settings.name = self.home.name if self.home and not self._given("name") else settings.name
         check_name(settings.name)
-        free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
+        free = {"data.eval_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
         if self.command == "predict":
-            free |= {"data.encoding"}
+            free |= {"data.encoding", "data.suffixes"}
         elif self.command == "fit" and settings.branch:
             free |= own.keys() - {f"model.{name}" for name in FIXED} - {"data.tokenizer"}
         elif self.command != "fit" and settings.data.corpus != data["corpus"]:
-            free |= {f"data.{k}" for k in ("val_fraction", "test_fraction", "val_corpus", "test_corpus", "encoding")}
+            splits = ("val_fraction", "test_fraction", "val_corpus", "test_corpus")
+            free |= {f"data.{k}" for k in (*splits, "encoding", "suffixes")}
         changes = {key: value for key, value in own.items() if settings[key] != value}
         for key in changes.keys() - free:
             raise UserError(
@@ -267,6 +268,8 @@ class MiniGPTCLI(LightningCLI):
             record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = record.rewarm = None
             record.branch = False
+            for name in ("corpus", "val_corpus", "test_corpus"):  # of the standard input, the file that keeps it
+                record.data[name] = getattr(self.datamodule.settings, name)
             checkpoint.config = self.parser.dump(record, skip_unset=False)
         if self.command == "fit" and self.checkpoint_path:
             callbacks.append(LambdaCallback(on_train_epoch_start=self._tell_learning_rate))
@@ -368,7 +371,7 @@ class MiniGPTCLI(LightningCLI):
     def after_test(self) -> None:
         """Show what the test loss means: beside it, the bits per character of simple baselines."""
         counts, data = np.array(make_tokenizer(self.model).character_counts()), self.datamodule
-        scored = self.trainer.num_test_batches[0] * data.settings.scoring_batch_size * data.block_size
+        scored = self.trainer.num_test_batches[0] * data.settings.eval_batch_size * data.block_size
         ids = data.texts["test"].ids(data.splits()["test"][: scored * self.trainer.world_size])
         own = float(self.trainer.callback_metrics["test/bits_per_char"])
         lines = table(baselines(ids, counts), own)
@@ -430,7 +433,9 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
             logging.getLogger(f"lightning.{talker}.{topic}").setLevel(logging.WARNING)
     # What Lightning would advise against is meant: batches cost nothing to gather, a split may be short, and to score
     # needs no callback of training.
-    unwanted = "Experiment logs directory|does not have many workers|smaller than the logging interval|callbacks used to create the checkpoint"
+    # Of what a CSV logger finds in its folder, nothing will be deleted: see _in_run_folder.
+    unwanted = "does not have many workers|smaller than the logging interval|callbacks used to create the checkpoint"
+    unwanted += "|Experiment logs directory"
     warnings.filterwarnings("ignore", f".*({unwanted})")
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     keep_freed_memory()

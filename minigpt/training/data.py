@@ -16,7 +16,9 @@ from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN
 from minigpt.text.windows import Batch, ScoringBatches, TrainingBatches
 
 # What says where things lie and how they are computed; all other settings are in a checkpoint.
-NOT_KEPT = {"vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb"}
+NOT_KEPT = {
+    *("vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb", "scoring_batch_size"),
+}
 
 
 def make_loader(batches: Dataset[Batch], num_workers: int, numbers: range | None = None) -> DataLoader[Batch]:
@@ -72,7 +74,8 @@ class CharDataModule(LightningDataModule):
 
     Args:
         corpus: a text file, a folder of them, a glob, a list of these, or a named corpus (shakespeare,
-            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip.
+            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip. "-" is the standard
+            input, which is read once and kept under data_dir; the setting then names that file.
         data: the other fields of :class:`~minigpt.text.corpus.DataSettings`.
 
     Raises:
@@ -111,13 +114,7 @@ class CharDataModule(LightningDataModule):
 
     def _open(self) -> None:
         """Open the texts of all splits as they are, and see that each is long enough."""
-        reader, settings = self.settings.reader, self.settings
-        text = reader.open(self.corpus)
-        self.texts = {
-            "train": text,
-            "val": reader.open(settings.val_corpus) if settings.val_corpus else text,
-            "test": reader.open(settings.test_corpus) if settings.test_corpus else text,
-        }
+        self.texts = self.settings.open_splits()
         for name, split in self.splits().items():
             if len(split) <= self.block_size and (split or name != "test"):
                 raise UserError(
@@ -131,7 +128,7 @@ class CharDataModule(LightningDataModule):
         if stage == "predict":
             if not self.predict_corpus:
                 raise UserError("predict needs a text to score: --data.predict_corpus FILE.")
-            self.texts = {"predict": self.settings.reader.open(self.predict_corpus)}
+            self.texts = {"predict": self.settings.open(self.predict_corpus)}
         elif "train" not in self.texts:
             self._open()
         self.texts = {name: text.renumbered(vocabulary) for name, text in self.texts.items()}
@@ -195,7 +192,7 @@ class CharDataModule(LightningDataModule):
 
     def _scoring_loader(self, name: str, places: range) -> DataLoader[Batch]:
         first = self.vocabulary.index(TOKENIZERS[self.tokenizer](self.vocabulary).start)
-        size, ids = self.settings.scoring_batch_size, self.texts[name].ids()
+        size, ids = self.settings.eval_batch_size, self.texts[name].ids()
         batches = ScoringBatches(ids, places, self.block_size, size, first, self.rank, self.world_size)
         return make_loader(batches, self.settings.num_workers)
 
