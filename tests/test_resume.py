@@ -173,6 +173,7 @@ def test_a_run_of_the_version_before_goes_on_is_scored_and_writes(
     shutil.copytree(BEFORE / "version_0", run.path)
     shutil.copy(BEFORE / "words.txt", "words.txt")
     assert last("before")["global_step"] == 13
+    assert last("before")["datamodule_hyper_parameters"]["eval_batch_size"] == 32
     assert run_minigpt("corpus", "--config", run.config).code == 0
     resumed = run_minigpt("fit", "--ckpt_path", run.last, "--data.eval_batch_size", 7)  # was scoring_batch_size
     assert resumed.code == 0, resumed.err
