@@ -4,7 +4,6 @@ import dataclasses
 import glob
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +17,9 @@ from minigpt.cost import make_config
 from minigpt.errors import UserError
 from minigpt.files import remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
+from minigpt.records import LOG_DIR, SCORED
 from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 
-LOG_DIR = Path("lightning_logs")
-SCORED = re.compile(r"step(\d+)-val(\d+\.\d+)\.ckpt")  # the name of a checkpoint: its step and validation loss
 FORMAT = 2  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
@@ -213,7 +211,8 @@ def sole_owner(folder: Path, rank: int = 0) -> Iterator[None]:
         why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
         raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
     try:
-        remove_torn(RunFolder(folder).checkpoints)
+        for place in (folder, RunFolder(folder).checkpoints):
+            remove_torn(place)
         yield
     finally:
         lock.release()

@@ -34,6 +34,7 @@ from minigpt.training.callbacks import (
     make_tokenizer,
 )
 from minigpt.training.checkpoints import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
+from minigpt.training.curves import MetricsCSV
 from minigpt.training.data import CharDataModule
 from minigpt.training.machine import choose_precision, keep_freed_memory
 from minigpt.training.metrics import SCORES
@@ -299,10 +300,10 @@ class MiniGPTCLI(LightningCLI):
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
         folder = self.run.path if self.run else new_run_folder(LOG_DIR / (self.config.name or "minigpt"), rank)
         self.until_done.enter_context(sole_owner(folder, rank))
+        step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
         if logger in (None, True):
-            step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
             logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
-        return {"default_root_dir": str(folder), "logger": logger}
+        return {"default_root_dir": str(folder), "logger": [*listed(logger or None), MetricsCSV(folder, step or 0)]}
 
     def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
