@@ -5,7 +5,6 @@ import glob
 import json
 import os
 import pickle
-import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -20,10 +19,9 @@ from minigpt.cost import make_config
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
+from minigpt.records import LOG_DIR, METRICS, SCORED
 from minigpt.text.tokenizer import SHOWN, TOKENIZERS, UNKNOWN, CharTokenizer
 
-LOG_DIR = Path("lightning_logs")
-SCORED = re.compile(r"step(\d+)-val(\d+\.\d+)\.ckpt")  # the name of a checkpoint: its step and validation loss
 FORMAT = 3  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
@@ -77,8 +75,8 @@ class RunFolder:
             best = checkpoint["callbacks"].get("RunCheckpoint", {}).get("best_name")
             if home.holds_scored(best):
                 copied_whole(home.checkpoints / best, self.checkpoints / best)
-            for events in home.path.glob("events.out.tfevents.*"):
-                shutil.copy2(events, self.path)
+            for curves in (*home.path.glob("events.out.tfevents.*"), *home.path.glob(METRICS)):
+                shutil.copy2(curves, self.path)
         with written_whole(self.parent) as file:
             file.write(json.dumps({"parent": str(path), "parent_step": checkpoint["global_step"]}).encode())
 
@@ -246,7 +244,8 @@ def sole_owner(folder: Path, rank: int = 0, new: bool = False) -> Iterator[None]
         why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
         raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
     try:
-        remove_torn(run.checkpoints)
+        for place in (folder, run.checkpoints):
+            remove_torn(place)
         yield
     finally:
         lock.release()

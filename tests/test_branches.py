@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Result, assert_clear_error, make_text, run_minigpt
+from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, find_checkpoint, read_checkpoint
 from minigpt.training.proof import read_curves
 
@@ -43,6 +44,7 @@ def test_an_older_state_goes_on_in_a_new_run_and_the_old_one_stays(in_trained: P
     assert contents(OLD.path) == before
     assert json.loads(NEW.parent.read_text()) == {"parent": str(older), "parent_step": 24}
     assert read_checkpoint(NEW.last)["global_step"] == 40
+    assert [row["step"] for row in read_rows(NEW.path / METRICS)] == [str(step) for step in range(1, 41)]
     for tag in ("train/loss", "val/loss"):
         assert read_curves(NEW)[tag] == read_curves(OLD)[tag]
     assert [path.name for path in NEW.checkpoints.glob("step*")] != [best.name]

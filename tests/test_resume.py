@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from conftest import Result, assert_clear_error, run_minigpt
+from minigpt.records import METRICS, read_rows
 from minigpt.run import FORMAT, RunFolder, find_checkpoint, read_checkpoint, write_checkpoint
 from minigpt.training.proof import compare, read_curves
 
@@ -73,6 +74,15 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
+def rows(name: str) -> list[dict[str, str]]:
+    """The ``metrics.csv`` of a run, without times and speeds."""
+    times = ("seconds", "train/tokens_per_second", "train/mfu")
+    return [
+        {key: value for key, value in row.items() if key not in times}
+        for row in read_rows(RunFolder.first(name).path / METRICS)
+    ]
+
+
 def assert_resumes_to_the_bits_of(whole: str, name: str) -> Result:
     """Resumed from its last checkpoint, the run ``name`` ends as ``whole`` did."""
     resumed = run_minigpt("fit", "--ckpt_path", RunFolder.first(name).last, "--trainer.callbacks", "null")
@@ -80,6 +90,7 @@ def assert_resumes_to_the_bits_of(whole: str, name: str) -> Result:
     for part, (count, places) in compare(RunFolder.first(whole), RunFolder.first(name)).items():
         assert count > 1 or part == "global_step"
         assert places == [], (name, part, places)
+    assert rows(name) == rows(whole)
     assert [folder.name for folder in Path("lightning_logs", name).iterdir()] == ["version_0"]
     return resumed
 

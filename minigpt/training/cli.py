@@ -44,6 +44,7 @@ from minigpt.training.checkpoints import (
     Stopped,
     WholeCheckpointIO,
 )
+from minigpt.training.curves import MetricsCSV
 from minigpt.training.data import CharDataModule
 from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
 from minigpt.training.machine import choose_precision, choose_threads, keep_freed_memory
@@ -297,11 +298,12 @@ class MiniGPTCLI(LightningCLI):
         for logger in listed(trainer.logger):
             if isinstance(logger, CSVLogger) and (rows := Path(logger.log_dir, "metrics.csv")).exists():
                 rows.rename(rows.with_name(f"metrics.{written_at(rows)}.csv"))  # or the logger would delete it
-        if trainer.logger in (None, True):
-            step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
+        step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
+        logger = trainer.logger
+        if logger in (None, True):
             logger = TensorBoardLogger(run.path, name="", version="", default_hp_metric=False, purge_step=step)
-            return {"default_root_dir": str(run.path), "logger": logger}
-        return {"default_root_dir": str(run.path), "logger": trainer.logger}
+        loggers = [*listed(logger or None), MetricsCSV(run.path, step or 0)]
+        return {"default_root_dir": str(run.path), "logger": loggers}
 
     def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
