@@ -180,3 +180,50 @@ def test_a_full_log_file_ends_no_training(workplace: Path) -> None:
         assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 0
     assert read_checkpoint(OLD.last)["global_step"] == 24
     assert time.time() - OLD.last.stat().st_mtime < 600
+
+
+def test_the_schedule_is_stretched_to_a_new_end_and_the_rates_are_told(in_trained: Path) -> None:
+    result = fit("--ckpt_path", "last", "--trainer.max_steps", 48)
+    assert "The learning rate goes on at" in result.out
+    assert "until step 48" in result.out
+
+
+def test_learning_rates_rise_once_more_where_that_is_asked_for(in_trained: Path) -> None:
+    fit("--ckpt_path", "last", "--trainer.max_steps", 48, "--rewarm", 4)
+    fit("--ckpt_path", "last", "--trainer.max_steps", 60)
+    rates = [float(row["lr-AdamW/decay"]) for row in read_rows(OLD.path / METRICS)][24:]
+    assert rates[0] == 0
+    assert rates[1] == pytest.approx(rates[2] / 2, rel=0.1)
+    assert max(rates) == rates[4]
+    assert read_checkpoint(OLD.last)["hyper_parameters"]["rewarm_start"] == 24
+    assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", "--rewarm", 4), "--ckpt_path")
+
+
+def test_settings_stand_against_the_state_of_the_optimizer(in_trained: Path) -> None:
+    flags = (
+        "--model.learning_rate",
+        0.5,
+        "--model.beta2",
+        0.9,
+        "--model.weight_decay",
+        0.3,
+        "--model.schedule",
+        "linear",
+    )
+    fit("--ckpt_path", "last", "--branch", "true", "--trainer.max_steps", 48, *flags)
+    group = read_checkpoint(NEW.last)["optimizer_states"][0]["param_groups"][0]
+    assert (group["initial_lr"], group["betas"][1], group["weight_decay"]) == (0.5, 0.9, 0.3)
+    rates = [float(row["lr-AdamW/decay"]) for row in read_rows(NEW.path / METRICS)][24:]
+    assert rates[0] == pytest.approx(0.5 * 24 / 44, rel=0.01), "from the first step on"
+
+
+def test_a_run_that_was_stopped_early_is_continued_by_more_patience(workplace: Path) -> None:
+    flags = ("--config", "tiny.yaml", "--early_stopping.min_delta", 9, "--early_stopping.patience", 1)
+    result = fit(*flags, "--trainer.max_steps", 80)
+    stopped = read_checkpoint(OLD.last)["global_step"]
+    assert stopped < 80
+    assert f"Stopped after step {stopped}: val/loss has not improved for 1 validations." in result.out
+    refused = run_minigpt("fit", "--ckpt_path", "last")
+    assert_clear_error(refused, "was stopped early", "give --early_stopping.patience more than 1")
+    fit("--ckpt_path", "last", "--early_stopping.patience", 50)
+    assert read_checkpoint(OLD.last)["global_step"] == 80

@@ -225,19 +225,17 @@ def test_predict_writes_the_nats_of_every_character_and_agrees_with_test(in_trai
     assert sum(nats) / len(nats) == pytest.approx(loss, abs=10 / len(nats))
 
 
-def test_predict_may_be_repeated_on_a_glob(in_trained: Path) -> None:
-    for _ in range(2):
-        text = ("--data.predict_corpus", "te?t.txt", "--output", "nats.csv")
-        result = run_minigpt("predict", "--ckpt_path", LAST, *text, "--trainer.enable_progress_bar", "false")
-        assert result.code == 0, result.err
-        assert "nats.csv: 6000 characters" in result.out
-
-
-def test_predict_never_overwrites_its_text(in_trained: Path) -> None:
-    before = Path("text.txt").read_text()
-    result = run_minigpt("predict", "--ckpt_path", LAST, "--data.predict_corpus", "text.txt", "--output", "./text.txt")
-    assert_clear_error(result, "the text itself")
-    assert Path("text.txt").read_text() == before
+def test_predict_reads_a_glob_and_never_overwrites_a_file(in_trained: Path) -> None:
+    predict = ("predict", "--ckpt_path", LAST, "--trainer.enable_progress_bar", "false", "--data.predict_corpus")
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        shutil.copy("text.txt", f"{folder}/ch1.txt")
+    result = run_minigpt(*predict, "x/ch?.txt", "--output", "ch1.nats.csv")
+    assert result.code == 0, result.err
+    assert "ch1.nats.csv: 6000 characters" in result.out
+    before = Path("ch1.nats.csv").read_bytes()
+    assert_clear_error(run_minigpt(*predict, "y/ch1.txt"), "ch1.nats.csv is there already")
+    assert Path("ch1.nats.csv").read_bytes() == before
 
 
 def test_another_text_can_be_scored(in_trained: Path, tmp_path: Path) -> None:

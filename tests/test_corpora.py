@@ -187,7 +187,7 @@ def test_a_leading_tilde_is_the_home_in_every_setting(workplace: Path, monkeypat
     assert result.code == 0, result.err
     assert (home / "kept" / "ids").is_dir()
     predict = ("predict", "--ckpt_path", "last", "--data.predict_corpus", "~/a.txt", *folder)
-    assert_clear_error(run_minigpt(*predict, "--output", home / "a.txt"), "the text itself")
+    assert_clear_error(run_minigpt(*predict, "--output", home / "a.txt"), "is there already")
     wrong = ("--data.corpus", "tinyshakespeare", "--data.mirror", "~/a.txt")
     assert_clear_error(run_minigpt("corpus", *wrong, *folder), "What came from ~/a.txt is not")
     assert not Path("~").exists()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -28,12 +28,12 @@ from minigpt.errors import UserError, building_from, parse_arguments
 from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner, written_at
 from minigpt.text.baselines import baselines, table
 from minigpt.training.callbacks import (
+    EarlyStopping,
     NatsWriter,
     ProgressBar,
     TensorBoardExtras,
     TextSampler,
     TrainingCurves,
-    make_tokenizer,
 )
 from minigpt.training.checkpoints import (
     GROUPS,
@@ -272,20 +272,9 @@ class MiniGPTCLI(LightningCLI):
             for name in ("corpus", "val_corpus", "test_corpus"):  # of the standard input, the file that keeps it
                 record.data[name] = getattr(self.datamodule.settings, name)
             checkpoint.config = self.parser.dump(record, skip_unset=False)
-        if self.command == "fit" and self.checkpoint_path:
-            callbacks.append(LambdaCallback(on_train_epoch_start=self._tell_learning_rate))
         if own["logger"]:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return Trainer(**{**trainer, **own, "callbacks": callbacks})
-
-    def _tell_learning_rate(self, trainer: Trainer, module: Any) -> None:
-        """Say so where the first step of a resumed run has another learning rate than its checkpoint was made with."""
-        before = self.checkpoint["lr_schedulers"][0]["_last_lr"]
-        now = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        if trainer.global_step == self.checkpoint["global_step"] and now != before:
-            rates = dict.fromkeys(f"{new:.3g} instead of {old:.3g}" for old, new in zip(before, now, strict=True))
-            end = int(trainer.estimated_stepping_batches)
-            say(f"The learning rate goes on at {', '.join(rates)}: it follows its schedule until step {end}.")
 
     def _in_run_folder(self, trainer: Any) -> dict[str, Any]:
         """Settings of the trainer that let it write into the run's folder, which nobody else has until all is done."""
@@ -372,7 +361,7 @@ class MiniGPTCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Show what the test loss means: beside it, the bits per character of simple baselines."""
-        counts, data = np.array(make_tokenizer(self.model).character_counts()), self.datamodule
+        counts, data = np.array(self.model.tokenizer.character_counts()), self.datamodule
         scored = self.trainer.num_test_batches[0] * data.settings.eval_batch_size * data.block_size
         ids = data.texts["test"].ids(data.splits()["test"][: scored * self.trainer.world_size])
         own = float(self.trainer.callback_metrics["test/bits_per_char"])
