@@ -204,9 +204,11 @@ def test_a_loader_goes_on_with_the_very_next_batch(per_epoch: int, position: int
     dataset = TrainingBatches(np.arange(10**6), 1, 4, seed=3)
     loader = TrainingLoader(dataset, per_epoch, num_workers=0, next_batch=0)
     loader.load_state_dict({"next_batch": position})
+    taken = min(taken, per_epoch)
     for number, batch in zip(range(position, position + taken), loader, strict=False):
         assert torch.equal(batch[0], dataset[number][0])
     assert loader.state_dict() == {"next_batch": position + taken}
+    assert len(list(loader)) == len(loader)
 
 
 @given(

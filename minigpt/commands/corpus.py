@@ -12,7 +12,23 @@ from minigpt.text.corpus import DataSettings
 from minigpt.text.tokenizer import TOKENIZERS
 
 # What else stands in a recipe, or in the config.yaml of a run, and says nothing about the text.
-OTHERS = ("name", "fast", "seed_everything", "model", "trainer", "sampler", "checkpoint", "early_stopping", "ckpt_path")
+OTHERS = (
+    *("name", "fast", "threads", "branch", "rewarm", "seed_everything", "model", "trainer", "sampler", "checkpoint"),
+    *("early_stopping", "ckpt_path"),
+)
+    "name",
+    "fast",
+    "threads",
+    "branch",
+    "rewarm",
+    "seed_everything",
+    "model",
+    "trainer",
+    "sampler",
+    "checkpoint",
+    "early_stopping",
+    "ckpt_path",
+)
 
 
 def corpus(data: DataSettings) -> None:
@@ -21,7 +37,7 @@ def corpus(data: DataSettings) -> None:
     text = texts["train"]
     if len(text) <= data.block_size:
         raise UserError(f"{text.name} has {len(text)} characters, no more than data.block_size = {data.block_size}.")
-    tokenizer, ids = TOKENIZERS[data.tokenizer](text.vocabulary), np.asarray(text.ids())
+    tokenizer, ids = TOKENIZERS[data.tokenizer](text.vocabulary), text.ids()[:]
     counts = text.counts(range(len(text)))
     bytes_of, characters_of = np.array(tokenizer.byte_counts()), np.array(tokenizer.character_counts())
     newline = text.vocabulary.find("\n")

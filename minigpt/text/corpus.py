@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -29,21 +29,29 @@ from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharT
 LARGEST_VOCABULARY = 1 << 18  # Unicode has about 155,000 characters; what has more is no text
 
 
-@dataclass(frozen=True, eq=False)
-class RenumberedIds:
-    """Ids on disk, read as the ids that a table gives them. Only what is asked for is read."""
+class StoredIds:
+    """Ids in a file, memory-mapped: only what is asked for is read. A ``table`` gives other ids for them.
 
-    ids: NDArray[np.unsignedinteger]
-    table: NDArray[np.unsignedinteger]
+    What another process is sent of it is where to find it, so each that gathers batches maps the file itself.
+    """
+
+    def __init__(self, path: str, places: range, table: NDArray[np.unsignedinteger] | None = None) -> None:
+        self._found_at = path, places, table
+        self._ids = np.asarray(np.load(path, mmap_mode="r"))[places.start : places.stop]
+        self._table = table
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids)
 
     def __getitem__(self, places: slice | NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
-        return self.table[self.ids[places]]
+        ids = self._ids[places]
+        return ids if self._table is None else self._table[ids]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredIds, self._found_at
 
 
-Ids = NDArray[np.integer] | RenumberedIds
+Ids = NDArray[np.integer] | StoredIds
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,11 @@ class Corpus:
     def __len__(self) -> int:
         return self.length
 
-    def ids(self, places: range | None = None) -> Ids:
-        """The ids at contiguous places, of the whole text by default, memory-mapped: read from disk when touched."""
-        ids = np.asarray(np.load(self.path, mmap_mode="r"))
-        if places is not None:
-            ids = ids[places.start : places.stop]
-        if self.vocabulary == self.characters:
-            return ids
-        return RenumberedIds(ids, CharTokenizer(self.vocabulary).encode(self.characters))
+    def ids(self, places: range | None = None) -> StoredIds:
+        """The ids at contiguous places, of the whole text by default."""
+        same = self.vocabulary == self.characters
+        table = None if same else CharTokenizer(self.vocabulary).encode(self.characters)
+        return StoredIds(self.path, range(len(self)) if places is None else places, table)
 
     def renumbered(self, vocabulary: str) -> "Corpus":
         """The same text, its ids those of ``vocabulary``; a UserError names the characters that this lacks."""

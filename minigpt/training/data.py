@@ -1,7 +1,6 @@
 """The corpus as Lightning's data: which batches there are, and where a resumed run goes on."""
 
 import dataclasses
-import itertools
 import signal
 from collections.abc import Iterator
 from functools import cached_property
@@ -36,10 +35,10 @@ def ignore_interrupts(worker: int) -> None:
 
 
 class TrainingLoader:
-    """Training batches in the order of their numbers, from ``next_batch`` on.
+    """Training batches in the order of their numbers, from ``next_batch`` on, as many as a whole epoch has.
 
-    Where an epoch ends is for Lightning to say, which may be told to cut it short; so nothing here depends on it. The
-    length is that of a whole epoch; without one, Lightning would read a batch ahead.
+    Where an epoch ends is for Lightning to say, which may have begun it before, or be told to cut it short. It has a
+    length because Lightning reads one batch ahead of a loader without.
     """
 
     def __init__(self, batches: TrainingBatches, batches_per_epoch: int, num_workers: int, next_batch: int) -> None:
@@ -52,9 +51,9 @@ class TrainingLoader:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        # Without workers, a DataLoader's own work would take as long as gathering the batch does.
-        here = map(self.batches.__getitem__, itertools.count(self.next_batch))
         numbers = range(self.next_batch, self.next_batch + len(self))
+        # Without workers, a DataLoader's own work would take as long as gathering the batch does.
+        here = map(self.batches.__getitem__, numbers)
         for batch in make_loader(self.batches, self.num_workers, numbers) if self.num_workers else here:
             self.next_batch += 1
             yield batch
