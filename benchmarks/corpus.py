@@ -16,15 +16,14 @@ from pathlib import Path
 
 from compare import Done, Ratio, in_turn, run
 
-from minigpt.text.corpus import CorpusReader
-from minigpt.text.sources import find_sources
+from minigpt.text.corpus import DataSettings
+from minigpt.text.sources import NAMED
 from minigpt.text.windows import TrainingBatches
 
 
 def english(path: Path, megabytes: int) -> Path:
     """The complete plays, over and over."""
-    (source,) = find_sources("shakespeare", path.parent)
-    text = source.path.read_bytes()
+    text = NAMED["shakespeare"].get(path.parent).read_bytes()
     with path.open("wb") as file:
         for start in range(0, megabytes * 10**6, len(text)):
             file.write(text[: megabytes * 10**6 - start])
@@ -77,7 +76,7 @@ def main() -> None:
             print(f"\nminigpt / nanoGPT, pair by pair: {Ratio.of_pairs(values['minigpt'], values['nanoGPT'])}")
 
         start = time.perf_counter()
-        corpus = CorpusReader(folder / f"ids{next(number) - 1}").open(str(large))
+        corpus = DataSettings(data_dir=str(folder / f"ids{next(number) - 1}")).open(str(large))
         print(f"\nopening it again: {1000 * (time.perf_counter() - start):.1f} ms")
         batches = TrainingBatches(corpus.ids(), block_size=256, batch_size=64, seed=0)
         times = []

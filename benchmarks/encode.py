@@ -1,8 +1,7 @@
 """Encode a text: ``python encode.py TEXT FOLDER``."""
 
 import sys
-from pathlib import Path
 
-from minigpt.text.corpus import CorpusReader
+from minigpt.text.corpus import DataSettings
 
-CorpusReader(Path(sys.argv[2])).open(sys.argv[1])
+DataSettings(data_dir=sys.argv[2]).open(sys.argv[1])

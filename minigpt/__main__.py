@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": ("training.plan", "what fit would cost: memory, FLOPs, and the time on this machine"),
     "generate": ("commands.generate", "let a checkpoint write"),
     "chat": ("commands.chat", "write together with a checkpoint, in the terminal"),
+    "runs": ("commands.runs", "compare the runs of this folder: settings, losses, spread over seeds"),
     "prove-resume": ("training.proof", "see it proved that a run killed and resumed ends in the same bits"),
     "corpus": ("commands.corpus", "look at a text before training on it"),
 }

@@ -1,15 +1,17 @@
 """What a user is told when something can't be. Only a :class:`UserError` becomes a paragraph."""
 
 import argparse
+import difflib
 import errno
 import re
 import site
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NO_MEMORY = "There is not enough memory for this. A smaller model, window (block_size) or batch_size needs less."
 # What the machine refuses, by the words of PyTorch, whose errors of these kinds are told from others by words only.
@@ -77,7 +79,28 @@ def is_of_a_library(file: str) -> bool:
     return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)
 
 
+def some_of(names: Sequence[str], limit: int = 3) -> str:
+    """Names in a sentence, at most ``limit`` of them."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
 def explain(error: Exception) -> str:
     """The message of a user's mistake, as one paragraph."""
     text = " ".join(str(error).split()) or type(error).__name__
     return "\n".join(textwrap.wrap(f"minigpt: {text}", width=100, break_long_words=False, break_on_hyphens=False))
+
+
+def parse_arguments(parser: argparse.ArgumentParser, args: list[str]) -> Any:
+    """The settings that ``args`` give, by a parser of jsonargparse, which has no mercy with misspelt flags.
+
+    Raises:
+        UserError: there is no such flag; the message names the one that is nearest.
+    """
+    try:
+        return parser.parse_args(args)
+    except argparse.ArgumentError as error:
+        words = re.findall(r"--([\w.]+)|'([\w.]+)'", str(error))  # a flag, or a group and a key of a file
+        known = [flag.lstrip("-") for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(".".join(flag or key for flag, key in words), known, n=1)
+        hint = f" Did you mean --{near[0]}?" if near else " See --help for what can be given."
+        raise UserError(str(error).rstrip(".") + "." + hint) from error

@@ -33,8 +33,8 @@ class GPTConfig:
     n_head: int = 12  # attention heads in each block, H; must divide n_embd
     n_embd: int = 768  # width of the residual stream, C
     embd_pdrop: float = 0.1  # dropout rate on the sum of token and position embeddings
-    attn_pdrop: float = 0.1  # ... on the attention pattern
-    resid_pdrop: float = 0.1  # ... on what attention and feed-forward add to the residual stream
+    attn_pdrop: float = 0.1  # dropout rate on the attention pattern
+    resid_pdrop: float = 0.1  # dropout rate on what attention and feed-forward add to the stream
     norm: Literal["post", "pre"] = "post"  # after each addition as GPT-1, or before each half and at the end as GPT-2
     positions: Literal["learned", "sinusoidal"] = "learned"  # as GPT-1, or as AIAYN section 3.5
 

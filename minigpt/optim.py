@@ -125,14 +125,24 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def learning_rate_factor(
-    step: int, schedule: Schedule, warmup_steps: int, max_steps: int, decay_fraction: float
+    step: int,
+    schedule: Schedule,
+    warmup_steps: int,
+    max_steps: int,
+    decay_fraction: float,
+    rewarm_start: int = 0,
+    rewarm_steps: int = 0,
 ) -> float:
     """The learning rate of optimizer step ``step``, from 0 on, as a fraction of its peak.
 
     It rises in a straight line to 1 at step ``warmup_steps``, if the run is that long; without a warm-up it begins
     there. Then it falls to 0 at ``max_steps``: along half a cosine (GPT-1 paper, section 4.1), in a straight line, or,
-    "constant", not before the last ``decay_fraction`` of all steps, and then in a straight line.
+    "constant", not before the last ``decay_fraction`` of all steps, and then in a straight line. From step
+    ``rewarm_start`` on, it rises from 0 to all this once more, in ``rewarm_steps`` steps.
     """
+    if rewarm_start <= step < rewarm_start + rewarm_steps:
+        rising = (step - rewarm_start) / rewarm_steps
+        return rising * learning_rate_factor(step, schedule, warmup_steps, max_steps, decay_fraction)
     if step < warmup_steps:
         return step / warmup_steps
     if step > max(warmup_steps, max_steps - 1):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import glob
+import json
 import os
 import pickle
-import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,13 +17,12 @@ from filelock import FileLock, Timeout
 
 from minigpt.cost import make_config
 from minigpt.errors import UserError
-from minigpt.files import remove_torn, written_whole
+from minigpt.files import copied_whole, remove_torn, written_whole
 from minigpt.model import GPT, GPTConfig
-from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.records import LOG_DIR, METRICS, SCORED
+from minigpt.text.tokenizer import SHOWN, TOKENIZERS, UNKNOWN, CharTokenizer
 
-LOG_DIR = Path("lightning_logs")
-SCORED = re.compile(r"step(\d+)-val(\d+\.\d+)\.ckpt")  # the name of a checkpoint: its step and validation loss
-FORMAT = 2  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
+FORMAT = 3  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
 class RunFolder:
@@ -32,6 +32,7 @@ class RunFolder:
         self.path = path
         self.name = Path(os.path.abspath(path)).parent.name  # noqa: PTH100 - Path's own would follow links
         self.config = path / "config.yaml"
+        self.parent = path / "run.json"  # the checkpoint that the run began with, if it began with one
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
 
@@ -55,6 +56,29 @@ class RunFolder:
     def holds_scored(self, name: object) -> bool:
         """Whether a checkpoint with a validation loss in its name is here under ``name``, which may be anything."""
         return isinstance(name, str) and SCORED.fullmatch(name) is not None and (self.checkpoints / name).is_file()
+
+    def newest_step(self) -> int:
+        """The highest step of which a checkpoint is kept; -1 if none is."""
+        steps = [int(name[1]) for path in self.checkpoints.glob("*.ckpt") if (name := SCORED.fullmatch(path.name))]
+        with suppress(UserError):
+            steps.append(_read(self.last)["global_step"])
+        return max(steps, default=-1)
+
+    def begin_with(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Let a new run begin with a checkpoint: as its last one, with the best one that this knew, and with curves.
+
+        The curves go on until the last step of the run that the checkpoint is from; what comes after the checkpoint's
+        own step is for the loggers to leave out.
+        """
+        copied_whole(path, self.last)
+        if home := RunFolder.of(path):
+            best = checkpoint["callbacks"].get("RunCheckpoint", {}).get("best_name")
+            if home.holds_scored(best):
+                copied_whole(home.checkpoints / best, self.checkpoints / best)
+            for curves in (*home.path.glob("events.out.tfevents.*"), *home.path.glob(METRICS)):
+                shutil.copy2(curves, self.path)
+        with written_whole(self.parent) as file:
+            file.write(json.dumps({"parent": str(path), "parent_step": checkpoint["global_step"]}).encode())
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
@@ -124,7 +148,9 @@ def _read(path: Path) -> dict[str, Any]:
             # might unpack to more than any memory.
             if any(member.compress_type for member in archive.infolist()) or archive.testzip():
                 raise zipfile.BadZipFile("it was changed")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Windows lets no file be replaced that is mapped, as that of the last step is while its run goes on.
+        mmap = os.name == "posix"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} was not loaded: it holds more than plain data and could run a program.") from error
     except Exception as error:  # damaged bytes can raise anything
@@ -137,6 +163,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {number}; this version of minigpt reads 1 to {FORMAT}. Install a newer one."
         )
+    data = checkpoint.get("datamodule_hyper_parameters")
+    if number < 3 and isinstance(data, dict):
+        data |= {"eval_batch_size": data.pop("scoring_batch_size")} if "scoring_batch_size" in data else {}
+        if data.get("min_count", 1) != 1:  # the unknown symbol was a character that a text may hold too
+            hyperparameters["vocabulary"] = hyperparameters["vocabulary"].replace(SHOWN, UNKNOWN)
     return checkpoint
 
 
@@ -198,25 +229,25 @@ def new_run_folder(parent: Path, rank: int = 0) -> Path:
 
 
 @contextmanager
-def sole_owner(folder: Path, rank: int = 0) -> Iterator[None]:
+def sole_owner(folder: Path, rank: int = 0, new: bool = False) -> Iterator[None]:
     """Keep other processes from going on with the same run at the same time; the system lets go when this one dies.
 
-    A folder in which nothing was written, because the run could not begin, is removed in the end.
+    A ``new`` folder that still has no config in the end, because its run never began, is removed.
     """
     if rank != 0:
         yield
         return
-    lock = FileLock(folder / ".lock")
+    lock, run = FileLock(folder / ".lock"), RunFolder(folder)
     try:
         lock.acquire(timeout=0)
     except OSError as error:
         why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
         raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
     try:
-        remove_torn(RunFolder(folder).checkpoints)
+        for place in (folder, run.checkpoints):
+            remove_torn(place)
         yield
     finally:
         lock.release()
-        if all(path.name == ".lock" for path in folder.iterdir()):
-            (folder / ".lock").unlink(missing_ok=True)
-            folder.rmdir()
+        if new and not run.config.exists():
+            shutil.rmtree(folder)

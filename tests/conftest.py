@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import random
 import re
 import shutil
@@ -17,6 +18,9 @@ from minigpt.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 TINY_SHAKESPEARE = ROOT.parent / "shared" / "tinyshakespeare.txt"
+
+# A run that finds out how many threads are fastest may find another number the next time, and computes other bits then.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 # TensorBoard reads the event files of one second and one process in the alphabetical order of their numbers. Only here
 # does one process begin so many files that 10 could come after 9 within a second.

@@ -225,19 +225,17 @@ def test_predict_writes_the_nats_of_every_character_and_agrees_with_test(in_trai
     assert sum(nats) / len(nats) == pytest.approx(loss, abs=10 / len(nats))
 
 
-def test_predict_may_be_repeated_on_a_glob(in_trained: Path) -> None:
-    for _ in range(2):
-        text = ("--data.predict_corpus", "te?t.txt", "--output", "nats.csv")
-        result = run_minigpt("predict", "--ckpt_path", LAST, *text, "--trainer.enable_progress_bar", "false")
-        assert result.code == 0, result.err
-        assert "nats.csv: 6000 characters" in result.out
-
-
-def test_predict_never_overwrites_its_text(in_trained: Path) -> None:
-    before = Path("text.txt").read_text()
-    result = run_minigpt("predict", "--ckpt_path", LAST, "--data.predict_corpus", "text.txt", "--output", "./text.txt")
-    assert_clear_error(result, "the text itself")
-    assert Path("text.txt").read_text() == before
+def test_predict_reads_a_glob_and_never_overwrites_a_file(in_trained: Path) -> None:
+    predict = ("predict", "--ckpt_path", LAST, "--trainer.enable_progress_bar", "false", "--data.predict_corpus")
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        shutil.copy("text.txt", f"{folder}/ch1.txt")
+    result = run_minigpt(*predict, "x/ch?.txt", "--output", "ch1.nats.csv")
+    assert result.code == 0, result.err
+    assert "ch1.nats.csv: 6000 characters" in result.out
+    before = Path("ch1.nats.csv").read_bytes()
+    assert_clear_error(run_minigpt(*predict, "y/ch1.txt"), "ch1.nats.csv is there already")
+    assert Path("ch1.nats.csv").read_bytes() == before
 
 
 def test_another_text_can_be_scored(in_trained: Path, tmp_path: Path) -> None:
@@ -291,6 +289,29 @@ def test_help_lists_every_command(in_trained: Path) -> None:
         assert "--ckpt_path" in run_minigpt(command, "--help").out
 
 
+def test_help_begins_with_our_settings_and_explains_each() -> None:
+    short, whole = (run_minigpt("fit", *flags).out for flags in (("--help",), ("--help", "all")))
+    assert len(short.splitlines()) < 300
+    assert "trainer.profiler" in whole
+    assert "trainer.profiler" not in short
+    assert short.index("--model.n_layer") < short.index("--trainer.max_steps")
+    for flag in re.findall(r"^  (--[\w.]+)", short, re.MULTILINE):
+        text = re.search(rf"^  {re.escape(flag)}\b.*?(?=^  -|\n\n|\Z)", short, re.MULTILINE | re.DOTALL)
+        assert text is not None
+        assert re.search(r"[a-z]{3}.*\(.*type:", text[0].split(None, 1)[1].replace("\n", " ")) or "config" in flag, flag
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--model.n_layers", "--model.n_layer"), ("--trainer.max_step", "--trainer.max_steps"), ("--nam", "--name")],
+)
+def test_a_misspelt_flag_is_told_with_the_right_one(workplace: Path, wrong: str, right: str) -> None:
+    assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", wrong, 1), wrong, f"Did you mean {right}?")
+    group, _, key = wrong.removeprefix("--").rpartition(".")
+    Path("wrong.yaml").write_text(f"{group}: {{{key}: 1}}\n" if group else f"{key}: 1\n")
+    assert_clear_error(run_minigpt("fit", "--config", "wrong.yaml"), f"Did you mean {right}?")
+
+
 # What is trained, and how it is computed
 
 
@@ -302,7 +323,7 @@ def test_how_a_run_is_computed_is_free_on_every_call_and_told(in_trained: Path) 
     scores = {}
     for fast, layers in (("true", "fast layers"), ("false", "model.py's formulas, as asked")):
         result = run_minigpt("validate", "--ckpt_path", LAST, *quiet, "--fast", fast)
-        assert f"Computing in {own} on cpu with {layers}." in result.out
+        assert f"Computing in {own} on cpu with {layers}, " in result.out
         assert ("The run computed otherwise so far: layers fast layers." in result.out) == (fast == "false")
         scores[fast] = printed("val/loss", result.out)
     assert scores["true"] == pytest.approx(scores["false"], rel=1e-3)
@@ -311,7 +332,7 @@ def test_how_a_run_is_computed_is_free_on_every_call_and_told(in_trained: Path) 
     result = run_minigpt("predict", "--ckpt_path", LAST, *quiet, "--data.predict_corpus", "text.txt")
     assert "Computing in 32-true on cpu" in result.out
     assert "otherwise" not in result.out
-    how = ("--trainer.precision", other, "--data.num_workers", 1, "--data.scoring_batch_size", 3, "--fast", "false")
+    how = ("--trainer.precision", other, "--data.num_workers", 1, "--data.eval_batch_size", 3, "--fast", "false")
     result = run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 25, *how)
     assert f"The run computed otherwise so far: precision {own}, layers fast layers." in result.out
     assert run_minigpt("fit", "--ckpt_path", LAST, "--trainer.max_steps", 26).out.count("otherwise") == 0

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from conftest import Result, assert_clear_error, run_minigpt
+from minigpt.records import METRICS, read_rows
 from minigpt.run import FORMAT, RunFolder, find_checkpoint, read_checkpoint, write_checkpoint
 from minigpt.training.proof import compare, read_curves
 
@@ -73,6 +74,15 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
+def rows(name: str) -> list[dict[str, str]]:
+    """The ``metrics.csv`` of a run, without times and speeds."""
+    times = ("seconds", "train/tokens_per_second", "train/mfu")
+    return [
+        {key: value for key, value in row.items() if key not in times}
+        for row in read_rows(RunFolder.first(name).path / METRICS)
+    ]
+
+
 def assert_resumes_to_the_bits_of(whole: str, name: str) -> Result:
     """Resumed from its last checkpoint, the run ``name`` ends as ``whole`` did."""
     resumed = run_minigpt("fit", "--ckpt_path", RunFolder.first(name).last, "--trainer.callbacks", "null")
@@ -80,6 +90,7 @@ def assert_resumes_to_the_bits_of(whole: str, name: str) -> Result:
     for part, (count, places) in compare(RunFolder.first(whole), RunFolder.first(name)).items():
         assert count > 1 or part == "global_step"
         assert places == [], (name, part, places)
+    assert rows(name) == rows(whole)
     assert [folder.name for folder in Path("lightning_logs", name).iterdir()] == ["version_0"]
     return resumed
 
@@ -173,9 +184,12 @@ def test_a_run_of_the_version_before_goes_on_is_scored_and_writes(
     shutil.copytree(BEFORE / "version_0", run.path)
     shutil.copy(BEFORE / "words.txt", "words.txt")
     assert last("before")["global_step"] == 13
-    resumed = run_minigpt("fit", "--ckpt_path", run.last)
+    assert last("before")["datamodule_hyper_parameters"]["eval_batch_size"] == 32
+    assert run_minigpt("corpus", "--config", run.config).code == 0
+    resumed = run_minigpt("fit", "--ckpt_path", run.last, "--data.eval_batch_size", 7)  # was scoring_batch_size
     assert resumed.code == 0, resumed.err
     assert last("before")["global_step"] == 24
+    assert last("before")["datamodule_hyper_parameters"]["eval_batch_size"] == 7
     losses = [loss for _, loss in read_curves(run)["val/loss"]]
     assert min(losses) == pytest.approx(2.7815, abs=0.002)
     assert find_checkpoint("best").name.endswith(f"-val{min(losses):.4f}.ckpt")

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_SHAKESPEARE, make_text
 from minigpt.errors import UserError
 from minigpt.text import sources
-from minigpt.text.corpus import Corpus, CorpusReader
-from minigpt.text.tokenizer import UNKNOWN, CharTokenizer
+from minigpt.text.corpus import Corpus, DataSettings
+from minigpt.text.tokenizer import SHOWN, UNKNOWN, CharTokenizer
 from minigpt.text.windows import TrainingBatches, window_starts
 from minigpt.training.data import CharDataModule
 
@@ -29,7 +29,7 @@ def test_ids_take_the_smallest_type_that_holds_them() -> None:
 
 
 def open_corpus(name: str | Path, data_dir: Path) -> Corpus:
-    return CorpusReader(data_dir).open(str(name))
+    return DataSettings(data_dir=str(data_dir)).open(str(name))
 
 
 def corpus_text(folder: Path, name: str | Path) -> str:
@@ -53,7 +53,7 @@ def test_another_vocabulary_renumbers_the_same_file_of_ids(tmp_path: Path) -> No
     wide = "".join(sorted({*MIXED, *map(chr, range(0x4E00, 0x4F00))}))
     for vocabulary, expected in (
         (wide, MIXED),
-        (f"naïve{UNKNOWN}", "".join(c if c in "naïve" else UNKNOWN for c in MIXED)),
+        (f"naïve{UNKNOWN}", "".join(c if c in "naïve" else SHOWN for c in MIXED)),
     ):
         other = own.renumbered(vocabulary)
         assert other.path == own.path
@@ -158,8 +158,10 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
     assert data.hparams["corpus"] == str(tmp_path / "text.txt"), "plain, so that a checkpoint can hold it"
     assert set(data.hparams) == {
         *("corpus", "block_size", "batch_size", "val_fraction", "test_fraction", "val_corpus", "test_corpus"),
-        *("tokenizer", "min_count", "seed", "overfit_one_batch", "scoring_batch_size", "encoding"),
+        *("tokenizer", "min_count", "seed", "overfit_one_batch", "eval_batch_size", "encoding", "suffixes"),
     }
+    assert make_data(tmp_path, scoring_batch_size=5).hparams["eval_batch_size"] == 5, "its former name"
+    assert make_data(tmp_path, scoring_batch_size=5, eval_batch_size=6).hparams["eval_batch_size"] == 6
     with pytest.raises(TypeError, match="block_sice"):
         make_data(tmp_path, block_sice=8)
 

@@ -1,6 +1,7 @@
 """``corpus``: a look at a text before training on it."""
 
 from argparse import SUPPRESS
+from cmd import Cmd
 
 import numpy as np
 from jsonargparse import ArgumentParser
@@ -16,14 +17,16 @@ OTHERS = ("name", "fast", "seed_everything", "model", "trainer", "sampler", "che
 
 def corpus(data: DataSettings) -> None:
     """Look at a text before training on it: its size, vocabulary, splits, a few windows, and how predictable it is."""
-    text = data.reader.open(data.corpus)
+    texts = data.open_splits()
+    text = texts["train"]
     if len(text) <= data.block_size:
         raise UserError(f"{text.name} has {len(text)} characters, no more than data.block_size = {data.block_size}.")
     tokenizer, ids = TOKENIZERS[data.tokenizer](text.vocabulary), np.asarray(text.ids())
     counts = text.counts(range(len(text)))
     bytes_of, characters_of = np.array(tokenizer.byte_counts()), np.array(tokenizer.character_counts())
     newline = text.vocabulary.find("\n")
-    print("\n".join(text.notes), end="\n" if text.notes else "")
+    for note in dict.fromkeys(note for text in texts.values() for note in text.notes):
+        print(note)
     print(f"{text.name}: {counts @ characters_of:,} characters, {counts @ bytes_of:,} bytes of UTF-8, ", end="")
     print(f"{counts[newline] if newline >= 0 else 0:,} line ends, {np.count_nonzero(counts):,} different ids")
 
@@ -32,13 +35,12 @@ def corpus(data: DataSettings) -> None:
     entries = [f"{tokenizer.label(int(i))!r} {counts[i]:,}" for i in order]
     if len(order) > 100:
         entries[80:-20] = [f"... {len(order) - 100:,} more ..."]
-    print_wrapped(entries)
+    Cmd().columnize(entries, displaywidth=100)
 
     print("\nSplits:")
     for name, places in data.places(len(text)).items():
-        if own := {"val": data.val_corpus, "test": data.test_corpus}.get(name):
-            other = data.reader.open(own)
-            print(f"  {name:<8}{other.name:<35}{len(other):>14,} ids")
+        if {"val": data.val_corpus, "test": data.test_corpus}.get(name):
+            print(f"  {name:<8}{texts[name].name:<35}{len(texts[name]):>14,} ids")
         else:
             print(f"  {name:<8}{places.start:>14,} to {places.stop:>14,}   {len(places):>14,} ids")
 
@@ -50,17 +52,6 @@ def corpus(data: DataSettings) -> None:
     print("\n".join(table(baselines(ids, characters_of))))
 
 
-def print_wrapped(entries: list[str], width: int = 100) -> None:
-    """Print entries side by side, as many as fit in a line."""
-    line = " "
-    for entry in entries:
-        if len(line) + len(entry) + 3 > width:
-            print(line)
-            line = " "
-        line += f" {entry}  "
-    print(line)
-
-
 def main(command: str, args: list[str]) -> None:
     """Run the command from its arguments: the settings of ``data``, from flags or from a whole recipe."""
     parser = ArgumentParser(
@@ -69,7 +60,7 @@ def main(command: str, args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="a recipe, of which the group data is taken")
     parser.add_class_arguments(DataSettings, "data")
     parser.set_defaults({"data.block_size": 64})
-    for name in OTHERS:
+    for name in (*OTHERS, "weights_only"):
         parser.add_argument(f"--{name}", help=SUPPRESS)  # untyped: what it names is never imported or made
     with building_from("One of the settings"):
         data = DataSettings(**parser.parse_args(args).data.as_dict())

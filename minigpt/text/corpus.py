@@ -5,12 +5,11 @@ encoded before; it depends on nothing else, for another vocabulary is a table ap
 small index files, named by the sources' paths, sizes and times, which spare an unchanged text from being read again.
 """
 
-import encodings
 import hashlib
-import io
-import itertools
 import json
 import time
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,13 +20,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from minigpt.errors import UserError
-from minigpt.files import remove_torn, written_whole
-from minigpt.text.sources import Source, find_sources
-from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharTokenizer, code_points
+from minigpt.errors import UserError, some_of
+from minigpt.files import remove_torn, user_path, written_whole
+from minigpt.text.decoding import decode
+from minigpt.text.sources import Source, find_sources, keep_standard_input
+from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharTokenizer, code_points, name_characters
 
 LARGEST_VOCABULARY = 1 << 18  # Unicode has about 155,000 characters; what has more is no text
-BOM = "\ufeff"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +56,8 @@ class Corpus:
     sha256: str  # of the text in UTF-8, hexadecimal
     path: str  # the file of ids, in NumPy's .npy format
     length: int  # number of ids
-    notes: tuple[str, ...] = ()  # what was changed in reading it, as sentences for the user
+    first: tuple[int, ...] = ()  # where each of its characters occurs first; of bytes that is of no interest
+    notes: tuple[str, ...] = ()  # what a user should know of how it was read, as sentences
 
     def __len__(self) -> int:
         return self.length
@@ -88,15 +88,94 @@ class Corpus:
         return counts
 
 
-@dataclass(frozen=True)
-class CorpusReader:
-    """How texts are read and where their ids are kept; the fields are explained at :class:`DataSettings`."""
+@dataclass
+class DataSettings:
+    """Which texts there are, and how they become batches.
 
-    data_dir: Path
+    Args:
+        corpus: a text file, a folder of them, a glob, a list of these, or a named corpus (shakespeare,
+            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip. "-" is the standard
+            input, which is read once and kept under data_dir; the setting then names that file.
+        suffixes: endings of the files to read in a folder or an archive, whatever their case.
+        block_size: characters in a window: the model's context.
+        batch_size: windows in a training batch, over all devices together.
+        val_fraction: part of the corpus that is the validation split, unless there is a val_corpus.
+        test_fraction: part of the corpus, at its end, that is the test split, unless there is a test_corpus; may be 0.
+        val_corpus: a text of its own to validate on.
+        test_corpus: a text of its own to test on.
+        tokenizer: "char", one id per character; or "byte", one per byte of UTF-8, which makes any file trainable.
+        min_count: characters rarer than this in the training split become one unknown symbol, never generated.
+        seed: decides which windows are in which training batch.
+        overfit_one_batch: train on the first batch for ever. A model that can't learn it by heart is broken.
+        eval_batch_size: windows per device and batch when validating, testing and predicting.
+        num_workers: processes that gather batches; 0 gathers them in the training process, which is fast enough.
+        encoding: of the text files, as Python names it: utf-8, latin-1, utf-16, ...
+        data_dir: folder for named corpora and encoded text.
+        predict_corpus: the text that ``predict`` scores.
+        vocabulary: the characters to know; by default those of the texts, or those of the checkpoint.
+        mirror: where to get a named corpus from instead of its home: a URL or a path.
+        max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
+        scoring_batch_size: the former name of eval_batch_size.
+
+    Raises:
+        UserError: a size or fraction is out of range.
+    """
+
+    corpus: str | list[str] = "shakespeare"
+    suffixes: str | list[str] = ".txt"
+    block_size: int = 256
+    batch_size: int = 32
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+    val_corpus: str | list[str] | None = None
+    test_corpus: str | list[str] | None = None
     tokenizer: Literal["char", "byte"] = "char"
+    min_count: int = 1
+    seed: int = 1337
+    overfit_one_batch: bool = False
+    eval_batch_size: int = 32
+    num_workers: int = 0
     encoding: str = "utf-8"
+    data_dir: str = "data"
+    predict_corpus: str | None = None
+    vocabulary: str | None = None
     mirror: str | None = None
     max_unpacked_gb: float = 100.0
+    scoring_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.default is not None:
+                raise UserError(f"data.{field.name} is null; it needs a value.")
+        if self.scoring_batch_size is not None and self.eval_batch_size == DataSettings.eval_batch_size:
+            self.eval_batch_size = self.scoring_batch_size
+        least = {"block_size": 1, "batch_size": 1, "eval_batch_size": 1, "min_count": 1, "seed": 0, "num_workers": 0}
+        for name, low in least.items():
+            if (value := getattr(self, name)) < low:
+                raise UserError(f"data.{name} is {value}; it must be at least {low}.")
+        if self.num_workers > 256:
+            raise UserError(f"data.num_workers is {self.num_workers}; it must be at most 256.")
+        if self.min_count > 1 and self.tokenizer == "byte":
+            raise UserError(f"data.min_count is {self.min_count}; it must be 1 with the tokenizer byte.")
+        val, test = 1e-9 if self.val_corpus else self.val_fraction, 0.0 if self.test_corpus else self.test_fraction
+        if not 0 < val < 1 or not 0 <= test < 1 > val + test:
+            raise UserError(
+                f"val_fraction = {self.val_fraction} and test_fraction = {self.test_fraction} leave no sound split: "
+                "validation must be more than 0, test at least 0, and together they must leave something to train on."
+            )
+        for name in ("corpus", "val_corpus", "test_corpus", "predict_corpus"):  # kept in checkpoints as plain text
+            if (given := getattr(self, name)) is not None:
+                parts = [keep_standard_input(self.data_dir) if part == "-" else str(part) for part in listed(given)]
+                setattr(self, name, parts if isinstance(given, list) else parts[0])
+
+    def places(self, length: int) -> dict[str, range]:
+        """The places of each split in a corpus of that length: side by side in this order, covering all of it.
+
+        A split that has a text of its own gets none.
+        """
+        val, test = (0 if self.val_corpus else self.val_fraction), (0 if self.test_corpus else self.test_fraction)
+        val_start, test_start = int(length * round(1 - val - test, 9)), int(length * round(1 - test, 9))
+        return {"train": range(val_start), "val": range(val_start, test_start), "test": range(test_start, length)}
 
     def open(self, corpus: str | list[str]) -> Corpus:
         """Encode a corpus, see :func:`find_sources`, or find it encoded.
@@ -105,26 +184,46 @@ class CorpusReader:
             UserError: there is no such corpus, it can't be read, is empty or damaged, is not in that encoding, changes
                 while it is read, or has far too many characters; or its ids can't be written.
         """
-        name, folder = corpus if isinstance(corpus, str) else ", ".join(corpus), self.data_dir / "ids"
+        name, folder, skipped = ", ".join(listed(corpus)), user_path(self.data_dir), list[str]()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "ids").mkdir(parents=True, exist_ok=True)
             # Of several processes that want the same text, one prepares it and the others wait.
-            with FileLock(self.data_dir / ".lock"):
-                return self._prepare(name, find_sources(corpus, self.data_dir, self.mirror), folder)
-        except OSError as error:
+            with FileLock(folder / ".lock"):
+                sources = find_sources(corpus, folder, self.mirror, listed(self.suffixes), skipped)
+                text = self._prepare(name, sources, folder / "ids")
+        except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
             raise UserError(
-                f"The corpus {name} can't be read, or its ids don't fit into {folder} ({error}). Nothing there was "
-                "changed. Another folder is chosen with --data.data_dir."
+                f"The corpus {name} can't be read, or {folder}, where its ids are kept, not be written: {error}. "
+                "Nothing there was changed. Another folder is chosen with --data.data_dir."
             ) from error
+        told = [f"{name}: {len(sources):,} texts are read: {some_of(list(map(str, sources)))}."] if sources[1:] else []
+        if skipped:
+            told.append(f"{name}: {len(skipped):,} files are not read, see --data.suffixes: {some_of(skipped)}.")
+        odd = [] if self.tokenizer == "byte" else remarks(name, text.characters)
+        return replace(text, name=name, notes=(*told, *text.notes, *odd))
+
+    def open_splits(self) -> dict[str, Corpus]:
+        """The text of each split, as it is; a note names the characters that training will never see."""
+        text = self.open(self.corpus)
+        texts = {"train": text}
+        for name, own in (("val", self.val_corpus), ("test", self.test_corpus)):
+            texts[name] = self.open(own) if own else text
+        stop = self.places(len(text))["train"].stop
+        learned = {c for c, place in zip(text.characters, text.first, strict=False) if place < stop}
+        late = set().union(*(other.characters for other in texts.values())) - learned
+        if late and self.tokenizer == "char":
+            note = f"{name_characters(''.join(sorted(late)))}: in the validation or test split only, never trained on."
+            texts["train"] = replace(text, notes=(*text.notes, note))
+        return texts
 
     def _prepare(self, name: str, sources: list[Source], folder: Path) -> Corpus:
         remove_torn(folder)  # nobody else writes under the lock
         stats = [source.stat() for source in sources]
-        key = hashlib.sha256(json.dumps([stats, self.tokenizer, self.encoding]).encode()).hexdigest()[:20]
+        key = hashlib.sha256(json.dumps([2, stats, self.tokenizer, self.encoding]).encode()).hexdigest()[:20]
         index = folder / f"{key}.json"
         if index.exists():
             known = json.loads(index.read_text())
-            text = Corpus(**{**known, "name": name, "notes": tuple(known["notes"])})
+            text = Corpus(**{**known, "first": tuple(known["first"]), "notes": tuple(known["notes"])})
             if Path(text.path).exists():
                 return text
         text = self._scan(name, sources, folder)
@@ -139,18 +238,23 @@ class CorpusReader:
         return text
 
     def _scan(self, name: str, sources: list[Source], folder: Path) -> Corpus:
-        """Read everything once: what characters there are, how many, and the fingerprint of all."""
-        digest, length, notes = hashlib.sha256(), 0, list[str]()
-        seen = np.zeros(CODE_POINTS, dtype=np.bool_)
+        """Read everything once: which characters there are and where first, how many, and the fingerprint of all."""
+        digest, length, changes = hashlib.sha256(), 0, defaultdict[str, list[str]](list)
+        first = np.full(CODE_POINTS, -1)  # where each character occurs first
         known = b""  # the ASCII characters seen so far, which are the most, are dropped before looking closer
-        for text in self._read(sources, "reading", notes):
-            length += len(text)
-            raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        for text in self._read(sources, "reading", changes):
+            raw = text if isinstance(text, bytes) else text.encode()
             digest.update(raw)
-            if isinstance(text, str) and (rest := raw.translate(None, known)):
-                seen[code_points(rest.decode("utf-8", "surrogatepass"))] = True
-                known = bytes(np.flatnonzero(seen[:128]).tolist())
-        characters = ByteTokenizer.BYTES if self.tokenizer == "byte" else "".join(map(chr, np.flatnonzero(seen)))
+            if isinstance(text, str) and (first[code_points(raw.translate(None, known).decode())] < 0).any():
+                codes = code_points(text)
+                new = np.flatnonzero(first[codes] < 0)
+                found, places = np.unique(codes[new], return_index=True)
+                first[found] = length + new[places]
+                known = bytes(np.flatnonzero(first[:128] >= 0).tolist())
+            length += len(text)
+        characters = "".join(map(chr, np.flatnonzero(first >= 0)))
+        if self.tokenizer == "byte":
+            characters = ByteTokenizer.BYTES
         if not length:
             raise UserError(f"In the corpus {name}: it is empty; there is no character to learn from.")
         if len(characters) > LARGEST_VOCABULARY:
@@ -161,14 +265,16 @@ class CorpusReader:
             )
         sha256 = digest.hexdigest()
         path = folder / f"{sha256[:20]}.{self.tokenizer}.npy"
-        return Corpus(name, characters, characters, sha256, str(path), length, tuple(notes))
+        notes = tuple(f"{some_of(names)}: {what}" for what, names in changes.items())
+        places = tuple(first[first >= 0].tolist())
+        return Corpus(name, characters, characters, sha256, str(path), length, places, notes)
 
     def _encode(self, text: Corpus, sources: list[Source]) -> None:
         tokenizer, written = TOKENIZERS[self.tokenizer](text.characters), 0
         with written_whole(Path(text.path)) as file:
             header = {"descr": np.dtype(tokenizer.dtype).str, "fortran_order": False, "shape": (len(text),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for chunk in self._read(sources, "encoding", []):
+            for chunk in self._read(sources, "encoding", defaultdict(list)):
                 ids = tokenizer.encode(chunk) if isinstance(chunk, str) else np.frombuffer(chunk, np.uint8)
                 written += len(ids)
                 if written > len(text):
@@ -177,7 +283,7 @@ class CorpusReader:
             if written != len(text):
                 raise UserError(f"The corpus {text.name} changed while it was read. Try again when it is still.")
 
-    def _read(self, sources: list[Source], doing: str, notes: list[str]) -> Iterator[str | bytes]:
+    def _read(self, sources: list[Source], doing: str, changes: dict[str, list[str]]) -> Iterator[str | bytes]:
         """The sources in turn, in chunks: bytes as they are, or text whose every line end is a newline.
 
         A text that doesn't end its last line is followed by a newline, unless it is the last.
@@ -187,131 +293,22 @@ class CorpusReader:
             for source in sources:
                 chunks = source.chunks(self.max_unpacked_gb)
                 chunk: str | bytes = ""
-                for chunk in chunks if self.tokenizer == "byte" else decode(source, chunks, self.encoding, notes):
+                for chunk in chunks if self.tokenizer == "byte" else decode(source, chunks, self.encoding, changes):
                     progress.update(len(chunk))
                     yield chunk
                 if isinstance(chunk, str) and source is not sources[-1] and not chunk.endswith("\n"):
                     yield "\n"
 
 
-def decode(source: Source, chunks: Iterator[bytes], encoding: str, notes: list[str]) -> Iterator[str]:
-    """The text of ``chunks``, without a byte-order mark, every line end a newline; ``notes`` gets what was changed.
-
-    Raises:
-        UserError: the bytes are not in that encoding, or there is none of that name.
-    """
-    # Python's own encodings only: some packages, `future_typing` among them, register one that answers to any name.
-    codec = encodings.search_function(encoding.lower())
-    if codec is None or codec.incrementaldecoder is None or not codec._is_text_encoding:
-        raise UserError(f"There is no text encoding {encoding!r}; utf-8, utf-16, latin-1 and cp1252 are some.")
-    decoder = io.IncrementalNewlineDecoder(codec.incrementaldecoder(), translate=True)
-    read, first = 0, True
-    for chunk in itertools.chain(chunks, [b""]):
-        read += len(chunk)
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            # The decoder was handed this chunk behind what it had kept of the last one.
-            place = read - len(error.object) + error.start
-            raise UserError(
-                f"{source} is not {encoding}: byte {place} (0x{error.object[error.start]:02x}) begins no "
-                "character. If it is in another encoding, name it, for instance: --data.encoding latin-1. "
-                "Any file can be trained on as bytes: --data.tokenizer byte."
-            ) from error
-        except UnicodeError as error:
-            raise UserError(f"{source} is not {encoding}: {error}.") from error
-        if first and text.startswith(BOM):
-            text = text[1:]
-            notes.append(f"{source}: its byte-order mark was dropped.")
-            first = False
-        if text:
-            first = False
-            yield text
-    if "\r" in "".join(decoder.newlines or ""):
-        notes.append(f"{source}: its line ends, not all of them newlines, became newlines.")
+def listed(given: str | list[str]) -> list[str]:
+    """One text, or several, as a list."""
+    return given if isinstance(given, list) else [given]
 
 
-@dataclass
-class DataSettings:
-    """Which texts there are, and how they become batches.
-
-    Args:
-        corpus: a text file, a folder of them, a glob, a list of these, or a named corpus (shakespeare,
-            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip.
-        block_size: characters in a window: the model's context.
-        batch_size: windows in a training batch, over all devices together.
-        val_fraction: part of the corpus that is the validation split, unless there is a val_corpus.
-        test_fraction: part of the corpus, at its end, that is the test split, unless there is a test_corpus; may be 0.
-        val_corpus: a text of its own to validate on.
-        test_corpus: a text of its own to test on.
-        tokenizer: "char", one id per character; or "byte", one per byte of UTF-8, which makes any file trainable.
-        min_count: characters rarer than this in the training split become one unknown symbol, never generated.
-        seed: decides which windows are in which training batch.
-        overfit_one_batch: train on the first batch for ever. A model that can't learn it by heart is broken.
-        scoring_batch_size: windows per device and batch when validating, testing and predicting.
-        num_workers: processes that gather batches; 0 gathers them in the training process, which is fast enough.
-        encoding: of the text files, as Python names it: utf-8, latin-1, utf-16, ...
-        data_dir: folder for named corpora and encoded text.
-        predict_corpus: the text that ``predict`` scores.
-        vocabulary: the characters to know; by default those of the texts, or those of the checkpoint.
-        mirror: where to get a named corpus from instead of its home: a URL or a path.
-        max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
-
-    Raises:
-        UserError: a size or fraction is out of range.
-    """
-
-    corpus: str | list[str] = "shakespeare"
-    block_size: int = 256
-    batch_size: int = 32
-    val_fraction: float = 0.05
-    test_fraction: float = 0.05
-    val_corpus: str | list[str] | None = None
-    test_corpus: str | list[str] | None = None
-    tokenizer: Literal["char", "byte"] = "char"
-    min_count: int = 1
-    seed: int = 1337
-    overfit_one_batch: bool = False
-    scoring_batch_size: int = 32
-    num_workers: int = 0
-    encoding: str = "utf-8"
-    data_dir: str = "data"
-    predict_corpus: str | None = None
-    vocabulary: str | None = None
-    mirror: str | None = None
-    max_unpacked_gb: float = 100.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) is None and field.default is not None:
-                raise UserError(f"data.{field.name} is null; it needs a value.")
-        for name in ("corpus", "val_corpus", "test_corpus", "predict_corpus"):  # kept in checkpoints as plain text
-            given = getattr(self, name)
-            setattr(self, name, [*map(str, given)] if isinstance(given, list) else given and str(given))
-        least = {"block_size": 1, "batch_size": 1, "scoring_batch_size": 1, "min_count": 1, "seed": 0, "num_workers": 0}
-        for name, low in least.items():
-            if (value := getattr(self, name)) < low:
-                raise UserError(f"data.{name} is {value}; it must be at least {low}.")
-        if self.num_workers > 256:
-            raise UserError(f"data.num_workers is {self.num_workers}; it must be at most 256.")
-        if self.min_count > 1 and self.tokenizer == "byte":
-            raise UserError(f"data.min_count is {self.min_count}; it must be 1 with the tokenizer byte.")
-        val, test = 1e-9 if self.val_corpus else self.val_fraction, 0.0 if self.test_corpus else self.test_fraction
-        if not 0 < val < 1 or not 0 <= test < 1 > val + test:
-            raise UserError(
-                f"val_fraction = {self.val_fraction} and test_fraction = {self.test_fraction} leave no sound split: "
-                "validation must be more than 0, test at least 0, and together they must leave something to train on."
-            )
-
-    @property
-    def reader(self) -> CorpusReader:
-        return CorpusReader(Path(self.data_dir), self.tokenizer, self.encoding, self.mirror, self.max_unpacked_gb)
-
-    def places(self, length: int) -> dict[str, range]:
-        """The places of each split in a corpus of that length: side by side in this order, covering all of it.
-
-        A split that has a text of its own gets none.
-        """
-        val, test = (0 if self.val_corpus else self.val_fraction), (0 if self.test_corpus else self.test_fraction)
-        val_start, test_start = int(length * round(1 - val - test, 9)), int(length * round(1 - test, 9))
-        return {"train": range(val_start), "val": range(val_start, test_start), "test": range(test_start, length)}
+def remarks(name: str, characters: str) -> Iterator[str]:
+    """What is odd about the characters of a text."""
+    if control := [c for c in characters if unicodedata.category(c) == "Cc" and c not in "\t\n"]:
+        yield f"{name} holds control characters, which nobody sees: {name_characters(''.join(control))}."
+    parts = {c: unicodedata.normalize("NFD", c) for c in characters}
+    if double := "".join(c for c in parts if c not in parts[c] and parts.keys() >= set(parts[c])):
+        yield f"{name} holds, it seems, the same letters whole (NFC) and in parts (NFD): {name_characters(double)}."

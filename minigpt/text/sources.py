@@ -12,22 +12,22 @@ import importlib.util
 import io
 import os
 import re
-import shutil
+import sys
 import urllib.request
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
-from tqdm import tqdm
 
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import user_path, written_whole
 
-SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.bz2", ".txt.zst", ".zip")
+PACKED = ("", ".gz", ".xz", ".bz2", ".zst")
 CHUNK_BYTES = 1 << 20
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # the last where it is locked
 
@@ -54,7 +54,7 @@ class Source:
             UserError: the file is cut off or damaged, or unpacks to more than ``max_unpacked_gb`` (10^9 bytes).
         """
         compression = infer_compression(str(self.path))
-        if self.path.suffix == ".zst" and compression is None:
+        if self.path.suffix.lower() == ".zst" and compression is None:
             raise UserError(f'{self} needs the package zstandard: pip install "minigpt[zstd]". Or unpack it first.')
         member = {"filename": self.member} if self.member else {}
         unpacked = 0
@@ -76,13 +76,17 @@ class Source:
             raise UserError(f"{self} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
 
 
-def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = None) -> list[Source]:
+def find_sources(
+    corpus: str | list[str], data_dir: Path, mirror: str | None, suffixes: list[str], skipped: list[str]
+) -> list[Source]:
     """The sources of a corpus, in a stable order.
 
     Args:
         corpus: a file, a folder (every text below it), a glob, a name from :data:`NAMED`, or a list of these.
         data_dir: where named corpora are kept.
         mirror: where to get a named corpus from instead of its home: a URL or a path.
+        suffixes: the endings of texts in folders and archives, whatever their case.
+        skipped: gets the files in folders and archives that are not read.
 
     Raises:
         UserError: nothing of that name exists, or a folder, glob or archive holds no text.
@@ -91,16 +95,16 @@ def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = N
     if isinstance(corpus, list):
         if not corpus:
             raise UserError("The corpus is an empty list; name at least one file, folder or named corpus.")
-        return [source for part in corpus for source in find_sources(part, data_dir, mirror)]
-    path = Path(os.path.expanduser(corpus))  # noqa: PTH111 - Path's own raises where there is no such user
+        return [source for part in corpus for source in find_sources(part, data_dir, mirror, suffixes, skipped)]
+    path, before = user_path(corpus), len(skipped)
+    endings = tuple(f".{suffix.lstrip('.').lower()}" for suffix in suffixes)
     if path.is_file():
-        return expand(path)
-    if path.is_dir():
-        files = [file for file in walk(path) if file.name.endswith(SUFFIXES)]
-        if not files:
-            raise UserError(f"The folder {corpus} holds no text, at any depth: no file named *{', *'.join(SUFFIXES)}.")
+        files = [path]
+    elif path.is_dir():
+        packed = (*(ending + packing for ending in endings for packing in PACKED), ".zip")
+        files = [path / name for name in choose(walk(path), packed, skipped)]
     elif corpus in NAMED:
-        return [Source(NAMED[corpus].get(data_dir, mirror))]
+        files = [NAMED[corpus].get(data_dir, mirror)]
     elif glob.has_magic(corpus):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207
         if not files:
@@ -110,20 +114,47 @@ def find_sources(corpus: str | list[str], data_dir: Path, mirror: str | None = N
             f"There is no corpus {corpus!r}: it is neither a file or folder here nor one of the named corpora, "
             f"{', '.join(NAMED)}."
         )
-    return [source for file in files for source in expand(file)]
+    sources = [source for file in files for source in expand(file, endings, skipped)]
+    if not sources:
+        counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in skipped[before:]).most_common(3)
+        others = ", ".join(f"{suffix} ({count:,})" for suffix, count in counts) or "nothing"
+        example = next((suffix for suffix, _ in counts if suffix.startswith(".")), ".md")
+        raise UserError(
+            f"{corpus} holds no text, at any depth: no file named *{', *'.join(endings)}. It holds {others}. "
+            f"Say what to read: --data.suffixes {example}, or a glob in quotes, such as 'folder/**/*{example}'."
+        )
+    return sources
 
 
-def walk(folder: Path) -> list[Path]:
-    """The files below ``folder``, sorted. Links to folders are not followed, so no loop of links can trap us."""
+def choose(names: list[str], endings: tuple[str, ...], skipped: list[str]) -> list[str]:
+    """Those files of a folder or archive that are texts by their endings; ``skipped`` gets the others."""
+    # What macOS keeps of a file beside it, in archives too, is called like it, behind "._".
+    texts = [name for name in names if name.lower().endswith(endings) and not PurePath(name).name.startswith("._")]
+    skipped += sorted(set(names) - set(texts))
+    return texts
+
+
+def walk(folder: Path) -> list[str]:
+    """The files below ``folder``, by their paths from there, sorted. Links are followed; no folder is read twice."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    return sorted(Path(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names)
+    files, seen, tops = list[Path](), set[str](), [folder]
+    for top in tops:  # folders behind links come last, so a folder keeps the name that it has without them
+        for parent, folders, names in os.walk(top, onerror=fail):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            files += [Path(parent, name) for name in names]
+            tops += [link for name in folders if (link := Path(parent, name)).is_symlink()]
+    return [str(file.relative_to(folder)) for file in sorted(files)]
 
 
-def expand(file: Path) -> list[Source]:
-    """The sources in one file: itself, or the texts in a zip archive (its .txt members, or its only one)."""
+def expand(file: Path, endings: tuple[str, ...], skipped: list[str]) -> list[Source]:
+    """The sources in one file: itself, or the texts in a zip archive (by their endings, or its only member)."""
     if file.suffix.lower() != ".zip":
         return [Source(file)]
     try:
@@ -131,10 +162,22 @@ def expand(file: Path) -> list[Source]:
             members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except DAMAGED_ZIP as error:
         raise UserError(f"{file} is cut off or damaged, or locked ({error}). Fetch or pack it again.") from error
-    texts = [name for name in members if name.endswith(".txt")] or (members if len(members) == 1 else [])
-    if not texts:
-        raise UserError(f"The archive {file} holds no .txt file.")
+    texts = members if len(members) == 1 else choose(members, endings, skipped)
     return [Source(file, name) for name in texts]
+
+
+def keep_standard_input(data_dir: str) -> str:
+    """Read the standard input into a file that is named by its content, where a resumed run finds it."""
+    raw = sys.stdin.buffer.read() if sys.stdin else b""
+    if not raw:
+        raise UserError("The corpus is to be the standard input (-), and nothing comes from there.")
+    path = user_path(data_dir) / f"stdin-{hashlib.sha256(raw).hexdigest()[:12]}.txt"
+    try:
+        with written_whole(path) as file:
+            file.write(raw)
+    except OSError as error:
+        raise UserError(f"The standard input can't be kept: {error}. Try another folder, --data.data_dir.") from error
+    return str(path)
 
 
 # Named corpora
@@ -187,17 +230,13 @@ def fetch(origin: str, timeout: float = 30) -> bytes:
     Raises:
         OSError, http.client.HTTPException, ...: it can't be had, is cut off, or nothing came for ``timeout`` seconds.
     """
-    url = origin if "://" in origin else Path(origin).expanduser().absolute().as_uri()
-    raw = io.BytesIO()
+    url = origin if "://" in origin else user_path(origin).absolute().as_uri()
+    print(f"Fetching {origin} ...", file=sys.stderr)
     with urllib.request.urlopen(url, timeout=timeout) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        with tqdm.wrapattr(raw, "write", total=total, desc=Path(origin).name, delay=1) as file:
-            shutil.copyfileobj(response, file)
-    if raw.tell() < total:
-        raise ConnectionError(f"the connection was cut after {raw.tell():,} of {total:,} bytes")
-    if not zipfile.is_zipfile(raw):
-        return raw.getvalue()
-    with zipfile.ZipFile(raw) as archive, archive.open(archive.namelist()[0]) as member:
+        raw = response.read()  # raises where less comes than was announced
+    if not zipfile.is_zipfile(file := io.BytesIO(raw)):
+        return raw
+    with zipfile.ZipFile(file) as archive, archive.open(archive.namelist()[0]) as member:
         return member.read(1 << 30)  # no named corpus is as large
 
 

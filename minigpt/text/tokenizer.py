@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt.errors import UserError
+from minigpt.errors import UserError, some_of
 
 CODE_POINTS = 0x110000
-UNKNOWN = "\ufffd"  # Unicode's replacement character: in a vocabulary it stands for all that the vocabulary lacks
+# In a vocabulary it stands for all that the vocabulary lacks. It is half a surrogate pair, no character, so no text
+# holds it. It is shown as Unicode's replacement character.
+UNKNOWN, SHOWN = "\udfff", "\ufffd"
 Decoder = Callable[[Sequence[int], bool], str]  # the next ids, and whether they are the last, to text
 
 
@@ -25,14 +27,13 @@ def code_points(text: str) -> NDArray[np.unsignedinteger]:
 
 def name_characters(characters: str, limit: int = 10) -> str:
     """Characters as a user can recognise them, such as ``'é' (U+00E9)``, at most ``limit`` of them."""
-    names = [f"{character!r} (U+{ord(character):04X})" for character in characters[:limit]]
-    return ", ".join(names) + (f" and {len(characters) - limit} more" if len(characters) > limit else "")
+    return some_of([f"{character!r} (U+{ord(character):04X})" for character in characters], limit)
 
 
 class CharTokenizer:
     """Characters to ids and back. The id of a character is its place in the vocabulary.
 
-    A vocabulary that holds U+FFFD gives the id of that to every character it lacks.
+    A vocabulary that holds :data:`UNKNOWN` gives the id of that to every character it lacks.
 
     Args:
         vocabulary: every known character, once each.
@@ -53,6 +54,8 @@ class CharTokenizer:
         table_type = np.uint8 if max(lacking, len(vocabulary) - 1) < 256 else np.uint32
         self._id_of_code = np.full(CODE_POINTS, lacking, dtype=table_type)
         self._id_of_code[self._codes] = np.arange(len(vocabulary))
+        self._shown = self._codes.copy()
+        self._shown[self._codes == ord(UNKNOWN)] = ord(SHOWN)
         # ASCII text, the most common by far, is translated by Python's own bytes, several times as fast.
         self._known_ascii = "".join(c for c in vocabulary if c.isascii()).encode("ascii")
         small = self._id_of_code[:256] if len(vocabulary) <= 256 else np.zeros(256)
@@ -72,7 +75,7 @@ class CharTokenizer:
         """Ids of the characters of ``text``, of :attr:`dtype`.
 
         Raises:
-            UserError: a character is not in the vocabulary, nor is U+FFFD; the message names all of them.
+            UserError: characters are not in the vocabulary, nor is :data:`UNKNOWN`; the message names them.
         """
         if self.dtype is np.uint8 and text.isascii():
             raw = text.encode("ascii")
@@ -89,8 +92,8 @@ class CharTokenizer:
         return ids.astype(self.dtype, copy=False)
 
     def decode(self, ids: NDArray[np.integer]) -> str:
-        """The text of ``ids``."""
-        return self._codes[ids].tobytes().decode("utf-32-le", "surrogatepass")
+        """The text of ``ids``; the unknown symbol becomes U+FFFD."""
+        return self._shown[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
     def decoder(self) -> Decoder:
         """A function for ids that come little by little: it gives what of their text is known so far."""
@@ -98,7 +101,7 @@ class CharTokenizer:
 
     def label(self, token: int) -> str:
         """How one id is shown."""
-        return self.vocabulary[token]
+        return chr(self._shown[token])
 
     def byte_counts(self) -> list[int]:
         """How many bytes of UTF-8 each id stands for."""

@@ -33,11 +33,11 @@ class TrainingBatches(Dataset[Batch]):
     seed: int
     rank: int = 0  # this device's number
     world: int = 1  # number of devices
-    only_first: bool = False  # whether every item is batch 0
+    repeat: int = 0  # how many batches there are, again and again; 0 for ever new ones
 
     def starts(self, batch: int) -> NDArray[np.int64]:
         """Where in ``ids`` the windows of this device's share begin."""
-        number, n_starts = 0 if self.only_first else batch, len(self.ids) - self.block_size
+        number, n_starts = batch % self.repeat if self.repeat else batch, len(self.ids) - self.block_size
         return window_starts(self.seed, number, self.batch_size, n_starts)[self.rank :: self.world]
 
     def __getitem__(self, batch: int) -> Batch:

@@ -3,14 +3,15 @@
 import csv
 import io
 import math
+import os
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
@@ -19,10 +20,9 @@ from tqdm import tqdm
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import user_path, written_whole
 from minigpt.generation import Writer
 from minigpt.sampling import Sampling
-from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
 from minigpt.training.machine import compute_dtype, matrix_peak
 from minigpt.training.module import GPTLightningModule, logs_step, step_is_done
 
@@ -33,9 +33,12 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def make_tokenizer(module: LightningModule) -> CharTokenizer:
-    """The tokenizer of a model."""
-    return TOKENIZERS[module.hparams["tokenizer"]](module.hparams["vocabulary"])
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's, but going by the patience of this call, whatever the checkpoint was made with."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "patience": self.patience})
+        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
 
 
 class TextSampler(Callback):
@@ -62,9 +65,9 @@ class TextSampler(Callback):
         self.prompt = prompt
         self.settings = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self.every_n_steps:
-            make_tokenizer(pl_module).encode(self.prompt)  # raises now, not after the first thousand steps
+            pl_module.tokenizer.encode(self.prompt)  # raises now, not after the first thousand steps
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
@@ -84,7 +87,7 @@ class TextSampler(Callback):
         modes = [(part, part.training) for part in module.gpt.modules()]
         module.gpt.eval()
         try:
-            return Writer(module.gpt, make_tokenizer(module), module.fast).generate(self.prompt, **self.settings)
+            return Writer(module.gpt, module.tokenizer, module.fast).generate(self.prompt, **self.settings)
         finally:
             for part, was_training in modes:
                 part.training = was_training
@@ -164,7 +167,7 @@ def training_curves(trainer: Trainer) -> list[TrainingCurves]:
     return [c for c in trainer.callbacks if isinstance(c, TrainingCurves)]  # type: ignore[attr-defined]
 
 
-class ProgressBar(TQDMProgressBar):
+class ProgressBar(callbacks.TQDMProgressBar):
     """One bar for the whole of ``fit``, in optimizer steps. What matters most comes first: a terminal may be narrow."""
 
     BAR_FORMAT = "{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
@@ -227,7 +230,7 @@ class TensorBoardExtras(Callback):
         embeddings = pl_module.gpt.token_embedding.weight.detach().float().cpu()
         # Under FSDP, which was not run, this process holds a part of them, as one row.
         if (writer := tensorboard(trainer)) and embeddings.dim() == 2:
-            names = map(make_tokenizer(pl_module).label, range(len(embeddings)))
+            names = map(pl_module.tokenizer.label, range(len(embeddings)))
             labels = ["space" if name == " " else repr(name)[1:-1] for name in names]
             writer.add_embedding(embeddings, labels, tag="characters", global_step=trainer.global_step)
 
@@ -239,7 +242,7 @@ class NatsWriter(Callback):
         output: the CSV file; by default the text's name with ``.nats.csv``, in the current folder.
 
     Raises:
-        UserError: the file can't be written, or is the text itself; or several devices would share the text.
+        UserError: the file can't be written, or is there already; or several devices would share the text.
     """
 
     def __init__(self, output: str | None = None) -> None:
@@ -247,14 +250,13 @@ class NatsWriter(Callback):
         self._open = ExitStack()
         self._place, self._total = 0, 0.0
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1:
             raise UserError("predict writes one file in the order of the text: run it with --trainer.devices 1.")
-        text = Path(trainer.datamodule.predict_corpus)  # type: ignore[attr-defined]
+        text = user_path(trainer.datamodule.predict_corpus)  # type: ignore[attr-defined]
         self.path = Path(self.output or f"{text.stem}.nats.csv")
-        # The text may also be a glob or the name of a corpus, which are no file.
-        if self.path.is_dir() or (self.path.exists() and text.exists() and self.path.samefile(text)):
-            raise UserError(f"--output {self.path} is a folder, or the text itself. Name another file.")
+        if os.path.lexists(self.path):
+            raise UserError(f"{self.path} is there already. Move it away, or name another file with --output.")
         try:
             file = self._open.enter_context(written_whole(self.path))
         except OSError as error:
@@ -262,7 +264,7 @@ class NatsWriter(Callback):
         self._file = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._csv = csv.writer(self._file)
         self._csv.writerow(("place", "character", "nats"))
-        self._tokenizer = make_tokenizer(pl_module)
+        self._tokenizer = pl_module.tokenizer
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         targets = batch[1][batch[1] >= 0].tolist()

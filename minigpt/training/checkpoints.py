@@ -1,21 +1,30 @@
 """How a run is kept: the best and the last checkpoint, a stop that loses nothing, an end before harm is saved."""
 
+import errno
+import io
 import math
+import os
 import signal
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt.errors import UserError
-from minigpt.files import linked_whole
+from minigpt.files import copied_whole, written_whole
 from minigpt.run import RunFolder, read_checkpoint, write_checkpoint
 from minigpt.training.data import CharDataModule
 from minigpt.training.module import GPTLightningModule, step_is_done
+
+# The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
+GROUPS = ("trainer", "sampler", "checkpoint", "early_stopping")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -36,8 +45,7 @@ class RunCheckpoint(Checkpoint):
     """Keeps ``last.ckpt`` and the best checkpoint, named by step and validation loss, in the run's folder.
 
     Both are written after each validation, when the scores and the counters of early stopping are up to date.
-    ``last.ckpt`` is a real file, the same one as the best where the last is the best. Lightning's own callback keeps
-    absolute paths, and saves before the validation of a step.
+    Lightning's own callback keeps absolute paths, and saves before the validation of a step.
 
     Args:
         every_n_steps: write ``last.ckpt`` between validations too, every so many optimizer steps; 0 for not.
@@ -49,7 +57,10 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_score = math.inf
         self.best_path: Path | None = None
-        self.folder: Path | None = None  # of the run, as the command line sets it; by default the logger's
+        # Set by the command line: the run's folder (by default the logger's), and a config that starts it afresh, which
+        # is kept there, its settings in each checkpoint.
+        self.folder: Path | None = None
+        self.config = ""
         self.run = RunFolder(Path())
         self._saved_step = -1
 
@@ -66,6 +77,14 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
+        if self.config and trainer.is_global_zero:  # only now, for until here the run may be refused
+            with written_whole(self.run.config) as file:
+                file.write(self.config.encode())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if settings := yaml.safe_load(self.config):
+            checkpoint["settings"] = {name: settings[name] for name in ("name", "fast", *GROUPS)}
+            checkpoint["settings"]["model"] = {"compile": settings["model"]["compile"]}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if training_is_done(trainer):
@@ -87,7 +106,7 @@ class RunCheckpoint(Checkpoint):
         self.best_path = self.run.scored(step, score)
         self.save(trainer, self.best_path)
         if trainer.is_global_zero:
-            linked_whole(self.best_path, self.run.last)
+            copied_whole(self.best_path, self.run.last)
             if before and before != self.best_path:
                 before.unlink(missing_ok=True)
 
@@ -171,14 +190,41 @@ class FiniteCheck(Callback):
         raise self.checkpoint.diverged(what, step)
 
 
+class Outlet(io.FileIO):
+    """The standard output or error. What can't be written to it is lost, and no reason to end a training.
+
+    Where its reader has left, as ``head`` does, the run is to stop as by a signal, which ``left`` is the number of.
+    """
+
+    left: ClassVar[int] = 0
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
+                Outlet.left = 13  # SIGPIPE, which not every system has
+            return len(data)
+
+    @classmethod
+    def put_in(cls) -> None:
+        """Let this process print through it."""
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            buffer = getattr(stream, "buffer", None)  # none in a notebook; and python -u has no raw stream below it
+            if type(getattr(buffer, "raw", buffer)) is io.FileIO:
+                outlet = io.BufferedWriter(cls(stream.fileno(), "w", closefd=False))
+                setattr(sys, name, io.TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=True))
+
+
 class GracefulStop(Checkpoint):
-    """On Ctrl-C or SIGTERM: finish the step, save ``last.ckpt``, say how to go on, exit with 128 + signal.
+    """On Ctrl-C, SIGTERM, a hang-up or a closed pipe: finish the step, save ``last.ckpt``, say how to go on, exit with
+    128 + signal.
 
     A second signal ends the program at once, as if this were not here. Outside the main thread of a program, a notebook
     or a server say, signals are not its to receive.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, checkpoint: RunCheckpoint) -> None:
         self.checkpoint = checkpoint
@@ -191,6 +237,8 @@ class GracefulStop(Checkpoint):
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
+        with suppress(OSError):  # not by print, which may be what was interrupted
+            os.write(2, b"\nStopping after this step. Once more ends it at once, and loses what is not saved.\n")
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
@@ -205,6 +253,7 @@ class GracefulStop(Checkpoint):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
+        self.received = self.received or Outlet.left
         if trainer.world_size > 1:  # the signal may have reached one process only, and all must stop together
             received = torch.tensor(self.received, device=trainer.strategy.root_device)
             self.received = int(trainer.strategy.reduce(received, reduce_op="max"))

@@ -1,10 +1,11 @@
 """The subcommands that train and score, wired by LightningCLI: their settings, and what is built and run by them."""
 
 import logging
+import math
 import os
-import re
 import shlex
 import statistics
+import subprocess
 import sys
 import warnings
 from contextlib import ExitStack
@@ -12,82 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt.cost import TRAINING, check_memory
-from minigpt.errors import UserError, building_from
-from minigpt.files import written_whole
-from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner
+from minigpt.errors import UserError, building_from, parse_arguments
+from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner, written_at
 from minigpt.text.baselines import baselines, table
 from minigpt.training.callbacks import (
+    EarlyStopping,
     NatsWriter,
     ProgressBar,
     TensorBoardExtras,
     TextSampler,
     TrainingCurves,
-    make_tokenizer,
 )
-from minigpt.training.checkpoints import FiniteCheck, GracefulStop, RunCheckpoint, Stopped, WholeCheckpointIO
+from minigpt.training.checkpoints import (
+    GROUPS,
+    FiniteCheck,
+    GracefulStop,
+    Outlet,
+    RunCheckpoint,
+    Stopped,
+    WholeCheckpointIO,
+)
+from minigpt.training.curves import MetricsCSV
 from minigpt.training.data import CharDataModule
-from minigpt.training.machine import choose_precision, keep_freed_memory
+from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
+from minigpt.training.machine import choose_precision, choose_threads, keep_freed_memory
 from minigpt.training.metrics import SCORES
 from minigpt.training.module import GPTLightningModule, what_is_trained
-
-# The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
-GROUPS = ("trainer", "sampler", "checkpoint", "early_stopping")
-# Each setting on the left takes its value from the one on the right.
-LINKS = {
-    "model.fast": "fast",
-    "model.seed": "seed_everything",
-    "data.seed": "seed_everything",
-    "model.block_size": "data.block_size",
-    "model.tokenizer": "data.tokenizer",
-}
-DEFAULTS = {
-    "trainer.gradient_clip_val": 1.0,
-    "trainer.val_check_interval": 500,
-    "trainer.check_val_every_n_epoch": None,  # so that val_check_interval counts batches across epochs
-    "trainer.log_every_n_steps": 10,
-    "trainer.num_sanity_val_steps": 0,
-    "trainer.enable_model_summary": False,
-    "trainer.use_distributed_sampler": False,  # the data module shares out each batch itself
-    "early_stopping.monitor": "val/loss",
-    "early_stopping.patience": 10,
-    "early_stopping.check_on_train_epoch_end": False,  # there is no new score at the end of an epoch
-}
-# What a checkpoint of a run holds, beside its hyperparameters.
-PARTS = (
-    "state_dict datamodule_hyper_parameters global_step loops optimizer_states lr_schedulers pytorch-lightning_version"
-)
-# What a resume takes from the run's own config alone: a checkpoint from elsewhere could name a URL.
-PLACES = ("data_dir", "mirror", "num_workers", "max_unpacked_gb")
-# Texts in the trainer's settings that can name no code but Lightning's and this program's: no other path, no file.
-NO_FOREIGN_CODE = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
-
-
-class RunConfig(Callback):
-    """Keeps a run's settings in its checkpoints, and in its folder as a config that starts the same run afresh."""
-
-    def __init__(self, config: str) -> None:
-        self.config = config
-        settings = yaml.safe_load(config)
-        self.kept = {name: settings[name] for name in ("name", "fast", *GROUPS)}
-        self.kept["model"] = {"compile": settings["model"]["compile"]}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = RunFolder(Path(trainer.strategy.broadcast(trainer.default_root_dir)))  # the first process's
-        if trainer.is_global_zero:
-            with written_whole(folder.config) as file:
-                file.write(self.config.encode())
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self.kept
+from minigpt.training.resume import FIXED, PARTS, check_end, names_no_foreign_code, settings_of_run, why_branch
 
 
 class MiniGPTCLI(LightningCLI):
@@ -105,7 +68,8 @@ class MiniGPTCLI(LightningCLI):
         self.command, self.args, self.until_done = command, args, until_done
         self.checkpoint_path: Path | None = None
         self.checkpoint: dict[str, Any] = {}
-        self.run: RunFolder | None = None  # the one to resume
+        self.home: RunFolder | None = None  # the run that keeps the checkpoint, if one does
+        self.branching = ""  # why a resume begins a new run; empty where it goes on in the checkpoint's own
         # Lightning's own subcommands would build the parsers of all four. A wrong flag is an exception, told in one
         # paragraph, instead of a page of usage; there are no half-written flags.
         strict = {"prog": f"minigpt {command}", "description": "", "exit_on_error": False, "allow_abbrev": False}
@@ -131,6 +95,8 @@ class MiniGPTCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, help=name)
         fast = "Compute by fast layers (true) or by model.py's formulas (false); by default as model.py allows."
         parser.add_argument("--fast", type=bool | None, help=fast)
+        threads = "Threads that compute on a CPU; by default as many as are fastest when a run begins."
+        parser.add_argument("--threads", type=int | None, help=threads)
         parser.add_lightning_class_args(TextSampler, "sampler")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -139,9 +105,15 @@ class MiniGPTCLI(LightningCLI):
         parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
         checkpoint = "A checkpoint file; or last or best, of the newest run."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
+        if self.command == "fit":
+            branch = "With --ckpt_path: go on in a new run, by settings that may differ from the checkpoint's."
+            parser.add_argument("--branch", type=bool, default=False, help=branch)
+            rewarm = "With --ckpt_path: learning rates rise from 0 once more, in so many steps."
+            parser.add_argument("--rewarm", type=int | None, help=rewarm)
         given = self.subcommands()[self.command] | {"ckpt_path", "weights_only"}
         parser.add_method_arguments(Trainer, self.command, skip=given)
         parser.set_defaults(DEFAULTS)
+        correct(parser)
         if self.command == "predict":
             parser.add_argument("--output", type=str | None, help="The CSV file to write; by default TEXT.nats.csv.")
             parser.set_defaults({"return_predictions": False, "trainer.precision": "32-true"})
@@ -150,17 +122,24 @@ class MiniGPTCLI(LightningCLI):
         self._parse()
         if self.config.ckpt_path:
             path = self.checkpoint_path = find_checkpoint(self.config.ckpt_path, self.config.name)
-            self.run = RunFolder.of(path)
+            self.home = RunFolder.of(path)
             with building_from(f"The checkpoint {path}"):
                 self._parse_beside_checkpoint(path)
         if self.config.trainer.precision is None:
             self.config.trainer.precision, reason = choose_precision(self.config.trainer.accelerator)
             say(f"Precision: {self.config.trainer.precision}, because {reason}.")
+        if (folder := self.config.trainer.default_root_dir) is not None:
+            raise UserError(
+                f"trainer.default_root_dir is {str(folder)!r}; but a run has one folder, {LOG_DIR}/NAME/version_N, "
+                "seen from where the program is called. --name gives the NAME; from another folder, all lies there."
+            )
         if self.command == "fit":
             self._check_training()
 
     def _parse(self) -> None:
-        self.config = settings = self.parser.parse_args(self.args)
+        if {"-h", "--help"} & set(self.args):
+            order_help(self.parser, self.command, everything="all" in self.args)
+        self.config = settings = parse_arguments(self.parser, self.args)
         for path in settings.config or []:
             with building_from(f"The config {path.relative}"):
                 file = yaml.safe_load(path.read_text()) or {}
@@ -178,6 +157,8 @@ class MiniGPTCLI(LightningCLI):
                 "fit needs a recipe: --config configs/quickstart.yaml, say. Without one it would train "
                 "all of GPT-1's 12 layers. Your own text is one flag more: --data.corpus FILE."
             )
+        if self.command == "fit" and not settings.ckpt_path and (settings.branch or settings.rewarm is not None):
+            raise UserError("--branch and --rewarm are about a run that goes on: name it with --ckpt_path.")
 
     def _parse_beside_checkpoint(self, path: Path) -> None:
         """Parse again with the checkpoint's settings as defaults, and refuse what contradicts it."""
@@ -188,61 +169,54 @@ class MiniGPTCLI(LightningCLI):
         vocabulary = model.pop("vocabulary")
         own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
         own = {k: v for k, v in own.items() if k not in LINKS} | {"seed_everything": data["seed"]}
-        self.parser.set_defaults(own | self._settings_of_run())
-        self.config = settings = self.parser.parse_args(self.args)
+        kept = settings_of_run(checkpoint, self.home, self.command)
+        foreign = {k for k, v in kept.items() if k.startswith("trainer.") and not names_no_foreign_code(v)}
+        for key in sorted(foreign):
+            if not self._given(key):
+                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
+        self.parser.set_defaults(own | {k: v for k, v in kept.items() if k in self.config and k not in foreign})
+        self.config = settings = parse_arguments(self.parser, self.args)
         settings.ckpt_path = str(path)
         settings.data.vocabulary = settings.data.vocabulary or vocabulary
-        settings.name = self.run.name if self.run else settings.name
+        if self.command == "fit":
+            name = settings.name if self._given("name") else None
+            self.branching = why_branch(checkpoint, self.home, name, settings.branch)
+        settings.name = self.home.name if self.home and not self._given("name") else settings.name
         check_name(settings.name)
-        free = {"data.scoring_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
+        free = {"data.eval_batch_size", "data.corpus"}  # a corpus may have moved; its content is compared later
         if self.command == "predict":
-            free |= {"data.encoding"}
+            free |= {"data.encoding", "data.suffixes"}
+        elif self.command == "fit" and settings.branch:
+            free |= own.keys() - {f"model.{name}" for name in FIXED} - {"data.tokenizer"}
         elif self.command != "fit" and settings.data.corpus != data["corpus"]:
-            free |= {f"data.{k}" for k in ("val_fraction", "test_fraction", "val_corpus", "test_corpus", "encoding")}
-        for key, value in own.items():
-            if key not in free and settings[key] != value:
-                raise UserError(
-                    f"{key} is given as {settings[key]!r}, but the checkpoint {path} was made with {value!r}. "
-                    "A checkpoint keeps its own settings: leave out the flag, or the --config that sets it; "
-                    "or start a new run without --ckpt_path."
-                )
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        for limit, done in (("max_steps", checkpoint["global_step"]), ("max_epochs", epochs)):
-            end = settings.trainer[limit]
-            if self.command == "fit" and end is not None and 0 <= end <= done:
-                raise UserError(
-                    f"The run of {path} is complete: it has done {done} of {limit} = {end}. "
-                    f"To train it further, give a larger --trainer.{limit}."
-                )
+            splits = ("val_fraction", "test_fraction", "val_corpus", "test_corpus")
+            free |= {f"data.{k}" for k in (*splits, "encoding", "suffixes")}
+        changes = {key: value for key, value in own.items() if settings[key] != value}
+        for key in changes.keys() - free:
+            raise UserError(
+                f"{key} is given as {settings[key]!r}, but the checkpoint {path} was made with {own[key]!r}. "
+                "A checkpoint keeps its own settings: leave out the flag, or the --config that sets it. "
+                + ("" if key.removeprefix("model.") in FIXED else "To change it from here on, add --branch true. ")
+                + "Or start a new run without --ckpt_path."
+            )
+        self.changes = [f"{key} {settings[key]} instead of {value}" for key, value in changes.items()]
+        if self.command == "fit":
+            check_end(path, checkpoint, settings)
+            if settings.rewarm is not None:
+                settings.model.rewarm_start, settings.model.rewarm_steps = checkpoint["global_step"], settings.rewarm
         # Lightning starts further processes with the same arguments. They must not look for "last" or "best" again,
         # which another run may have become by then; of two flags the later one counts.
         sys.argv += ["--ckpt_path", str(path)]
 
-    def _settings_of_run(self) -> dict[str, Any]:
-        """What the checkpoint's run was given, and this command goes on with unless the user gives something else."""
-        config: dict[str, Any] = {}
-        if self.run and self.run.config.is_file():
-            config = yaml.safe_load(self.run.config.read_text(encoding="utf-8")) or {}
-        settings = self.checkpoint.get("settings") or config  # older versions keep them in the config only
-        kept: dict[str, Any] = {}
-        if self.command == "fit":
-            for group in GROUPS:
-                kept |= {f"{group}.{name}": value for name, value in settings.get(group, {}).items()}
-            kept |= {f"data.{name}": config["data"][name] for name in PLACES if name in config.get("data", {})}
-            kept |= {"name": settings.get("name"), "model.compile": settings.get("model", {}).get("compile", False)}
-        if self.command != "predict":
-            kept |= {"fast": settings.get("fast"), "trainer.precision": self.checkpoint.get("precision")}
-        trainer = {key: value for key, value in kept.items() if key.startswith("trainer.")}
-        for key in [key for key, value in trainer.items() if not names_no_foreign_code(value)]:
-            del kept[key]
-            if not any(arg.startswith(f"--{key}") for arg in self.args):
-                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
-        return {key: value for key, value in kept.items() if key in self.config}
+    def _given(self, flag: str) -> bool:
+        return any(arg.split("=")[0] == f"--{flag}" for arg in self.args)
 
     def _check_training(self) -> None:
         """Refuse settings of ``fit`` that Lightning takes, but that no run can go by."""
         trainer, stopping = self.config.trainer, self.config.early_stopping
         interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(interval, float) and trainer.check_val_every_n_epoch is None:
+            trainer.check_val_every_n_epoch = 1  # of each epoch a part
         parts = isinstance(interval, float) and interval > 0
         whole = isinstance(interval, int) and interval > 0 and accumulated > 0 and interval % accumulated == 0
         scores = [f"val/{name}" for name in SCORES]
@@ -267,15 +241,20 @@ class MiniGPTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config
         if self.command == "fit" and self.checkpoint_path:
-            say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}.")
-        elif self.command == "fit" and self.makes_run:
+            where = f" in a new run, {self.branching}" if self.branching else ""
+            with_what = f", with {', '.join(self.changes)}" if self.changes else ""
+            say(f"Resuming {self.checkpoint_path} after step {self.checkpoint['global_step']}{where}{with_what}.")
+        elif self.checkpoint_path:
+            say(f"The model is {self.checkpoint_path}, after step {self.checkpoint['global_step']}.")
+        elif self.makes_run:
             say(f"A new run on {settings.data.corpus}.")
         if settings.model.compile and settings.trainer.deterministic is None:
             settings.trainer.deterministic = True  # the gradient of the embedding would be added up in any order
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer, checkpoint = self.config_init.trainer, self.config_init.checkpoint
-        own: dict[str, Any] = {"logger": False, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
+        logger = False if trainer.logger is None else trainer.logger
+        own: dict[str, Any] = {"logger": logger, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
         self.curves = TrainingCurves()
         callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.config_init.sampler]
@@ -285,31 +264,49 @@ class MiniGPTCLI(LightningCLI):
         if self.command == "predict":
             callbacks.append(NatsWriter(self.config.output))
         if self.command == "fit" and self.makes_run and not trainer.fast_dev_run:
-            own |= self._in_run_folder(trainer.logger)
+            own |= self._in_run_folder(trainer)
             checkpoint.folder = Path(own["default_root_dir"])
             record = self.config.clone()
-            record.ckpt_path = record.data.vocabulary = None
-            callbacks.append(RunConfig(self.parser.dump(record, skip_unset=False)))
+            record.ckpt_path = record.data.vocabulary = record.rewarm = None
+            record.branch = False
+            for name in ("corpus", "val_corpus", "test_corpus"):  # of the standard input, the file that keeps it
+                record.data[name] = getattr(self.datamodule.settings, name)
+            checkpoint.config = self.parser.dump(record, skip_unset=False)
         if own["logger"]:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return Trainer(**{**trainer, **own, "callbacks": callbacks})
 
-    def _in_run_folder(self, logger: Any) -> dict[str, Any]:
+    def _in_run_folder(self, trainer: Any) -> dict[str, Any]:
         """Settings of the trainer that let it write into the run's folder, which nobody else has until all is done."""
         rank = rank_zero_only.rank  # type: ignore[attr-defined]
-        folder = self.run.path if self.run else new_run_folder(LOG_DIR / (self.config.name or "minigpt"), rank)
-        self.until_done.enter_context(sole_owner(folder, rank))
+        home, new = self.home, self.home is None or bool(self.branching)
+        run = RunFolder(new_run_folder(LOG_DIR / (self.config.name or "minigpt"), rank)) if new or not home else home
+        self.until_done.enter_context(sole_owner(run.path, rank, new))
+        if self.checkpoint_path and new and rank == 0:
+            run.begin_with(self.checkpoint_path, self.checkpoint)
+        for logger in listed(trainer.logger):
+            if isinstance(logger, CSVLogger) and (rows := Path(logger.log_dir, "metrics.csv")).exists():
+                rows.rename(rows.with_name(f"metrics.{written_at(rows)}.csv"))  # or the logger would delete it
+        step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
+        logger = trainer.logger
         if logger in (None, True):
-            step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
-            logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
-        return {"default_root_dir": str(folder), "logger": logger}
+            logger = TensorBoardLogger(run.path, name="", version="", default_hp_metric=False, purge_step=step)
+        loggers = [*listed(logger or None), MetricsCSV(run.path, step or 0)]
+        return {"default_root_dir": str(run.path), "logger": loggers}
 
     def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
-        config, how = self.model.gpt.config, self.model.how(self.trainer)
+        config = self.model.gpt.config
+        if self.trainer.strategy.root_device.type == "cpu":
+            self._set_threads()
+        how = self.model.how(self.trainer)
         line = "Computing in {precision} on {device} with {layers}".format(**how)
+        line += f", {how['threads']} thread{'s' * (how['threads'] > 1)}" if how["threads"] else ""
         if self.command == "fit":
             self.datamodule.check_share(self.trainer.world_size)
+            if self.checkpoint:  # now, for the trainer would let loggers make their files before
+                self.datamodule.setup("fit")
+                self.datamodule.check_same_text(self.checkpoint["CharDataModule"])
             if how["device"] == "cpu":
                 floats = TRAINING[self.model.hparams["optimizer"]]
                 check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size)
@@ -333,6 +330,19 @@ class MiniGPTCLI(LightningCLI):
             f"{sum(p.numel() for p in self.model.parameters()):,} parameters."
         )
 
+    def _set_threads(self) -> None:
+        """Compute with as many threads as the user or the checkpoint says; a new run with as many as are fastest."""
+        threads, new = self.config.threads, self.command == "fit" and not self.checkpoint_path
+        if threads is None and new and self.trainer.world_size == 1:  # of several, each has its part of the cores
+            precision = str(self.trainer.precision)
+            threads = choose_threads(self.model.gpt.config, self.datamodule.batch_size, precision)
+            if threads < torch.get_num_threads():
+                say(f"{threads} of {torch.get_num_threads()} threads, which is faster at this moment (see --threads).")
+        if threads is not None:
+            if threads < 1:
+                raise UserError(f"threads is {threads}; it must be at least 1.")
+            torch.set_num_threads(threads)
+
     # Running
 
     def carry_out(self) -> None:
@@ -351,19 +361,21 @@ class MiniGPTCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Show what the test loss means: beside it, the bits per character of simple baselines."""
-        counts = np.array(make_tokenizer(self.model).character_counts())
-        ids = self.datamodule.texts["test"].ids(self.datamodule.splits()["test"])
+        counts, data = np.array(self.model.tokenizer.character_counts()), self.datamodule
+        scored = self.trainer.num_test_batches[0] * data.settings.eval_batch_size * data.block_size
+        ids = data.texts["test"].ids(data.splits()["test"][: scored * self.trainer.world_size])
         own = float(self.trainer.callback_metrics["test/bits_per_char"])
         lines = table(baselines(ids, counts), own)
-        say("\n".join(["How predictable the test split is:", *lines]))
+        say("\n".join([f"How predictable the {len(ids):,} characters scored are:", *lines]))
 
     def after_fit(self) -> None:
         if self.config.trainer.fast_dev_run:
             return
-        checkpoint, stopping, trainer = self.config_init.checkpoint, self.config_init.early_stopping, self.trainer
+        checkpoint, trainer = self.config_init.checkpoint, self.trainer
         best, last, step = checkpoint.best_path, checkpoint.run.last, trainer.global_step
-        if stopping.wait_count >= stopping.patience:
-            say(f"\nStopped early: {stopping.monitor} has not improved for {stopping.wait_count} validations.")
+        why, further = self._ending()
+        if why:
+            say(f"\nStopped after step {step}: {why}.")
         if best is None:
             say(f"\nTrained to step {step}, without validation. The model: {last}")
         else:
@@ -374,12 +386,30 @@ class MiniGPTCLI(LightningCLI):
                 f"Speed: {rate:,.0f} characters a second, {self.curves.utilisation(self.model, rate):.0%} of this "
                 f"machine's {self.curves.peak / 1e9:,.0f} GFLOP/s (bare matrix products, {trainer.precision})."
             )
-        further = f"max_steps {2 * step}" if trainer.max_steps > 0 else f"max_epochs {2 * trainer.current_epoch}"
         say(
-            f"  let it write:    {program()} generate --ckpt_path {shlex.quote(str(best or last))}\n"
-            f"  train it on:     {program()} fit --ckpt_path {shlex.quote(str(last))} --trainer.{further}\n"
+            f"  let it write:    {program()} generate --ckpt_path {quoted(str(best or last))}\n"
+            f"  train it on:     {program()} fit --ckpt_path {quoted(str(last))}{further}\n"
             f"  see its curves:  {tensorboard_command(checkpoint.run)}"
         )
+
+    def _ending(self) -> tuple[str, str]:
+        """Why training ended before its end, if it did, and the flag by which it goes on."""
+        stopping, trainer = self.config_init.early_stopping, self.trainer
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if stopping.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            why = f"{stopping.monitor} has not improved for {stopping.wait_count} validations"
+            return why, f" --early_stopping.patience {2 * stopping.wait_count}"
+        if stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            return stopping.stopping_reason_message.removesuffix(". Signaling Trainer to stop."), ""
+        for timer in (callback for callback in callbacks if isinstance(callback, Timer)):
+            if (left := timer.time_remaining()) is not None and left <= 0:
+                minutes, seconds = divmod(math.ceil(2 * timer.time_elapsed()), 60)
+                hours, minutes = divmod(minutes, 60)
+                more = "{:02}:{:02}".format(*divmod(hours, 24)) + f":{minutes:02}:{seconds:02}"
+                return "its max_time is over", f" --trainer.max_time {more}"
+        if 0 < trainer.max_steps <= trainer.global_step:
+            return "", f" --trainer.max_steps {2 * trainer.global_step}"
+        return "", f" --trainer.max_epochs {2 * trainer.current_epoch}"
 
 
 def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> None:
@@ -394,17 +424,21 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
             logging.getLogger(f"lightning.{talker}.{topic}").setLevel(logging.WARNING)
     # What Lightning would advise against is meant: batches cost nothing to gather, a split may be short, and to score
     # needs no callback of training.
+    # Of what a CSV logger finds in its folder, nothing will be deleted: see _in_run_folder.
     unwanted = "does not have many workers|smaller than the logging interval|callbacks used to create the checkpoint"
+    unwanted += "|Experiment logs directory"
     warnings.filterwarnings("ignore", f".*({unwanted})")
     warnings.filterwarnings("ignore", module="lightning", category=FutureWarning)
     keep_freed_memory()
+    if command == "fit":
+        Outlet.put_in()
     try:
         with ExitStack() as until_done:
             cli(command, args, until_done).carry_out()
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
-            f"  go on:           {program()} fit --ckpt_path {shlex.quote(str(stop.run.last))}\n"
+            f"  go on:           {program()} fit --ckpt_path {quoted(str(stop.run.last))}\n"
             f"  see its curves:  {tensorboard_command(stop.run)}"
         )
         raise
@@ -413,13 +447,6 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
 def main(command: str, args: list[str]) -> None:
     """Train, or score a trained model, as ``command`` says: ``fit``, ``validate``, ``test`` or ``predict``."""
     train(command, args)
-
-
-def names_no_foreign_code(value: Any) -> bool:
-    """Whether a setting from a file can bring in no code but Lightning's and this program's."""
-    if isinstance(value, dict | list):
-        return all(map(names_no_foreign_code, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, str) or NO_FOREIGN_CODE.fullmatch(value) is not None
 
 
 def check_name(name: str | None) -> None:
@@ -438,8 +465,13 @@ def program() -> str:
     return "minigpt" if Path(sys.argv[0]).name == "minigpt" else "python -m minigpt"
 
 
+def quoted(text: str) -> str:
+    """A word of a command, as the shell of this system takes it."""
+    return shlex.quote(text) if os.name == "posix" else subprocess.list2cmdline([text])
+
+
 def tensorboard_command(run: RunFolder) -> str:
-    return f"tensorboard --logdir {shlex.quote(os.path.relpath(run.path))}"
+    return f"tensorboard --logdir {quoted(os.path.relpath(run.path))}"
 
 
 @rank_zero_only

@@ -1,6 +1,7 @@
 """The corpus as Lightning's data: which batches there are, and where a resumed run goes on."""
 
 import dataclasses
+import itertools
 import signal
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +17,9 @@ from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN
 from minigpt.text.windows import Batch, ScoringBatches, TrainingBatches
 
 # What says where things lie and how they are computed; all other settings are in a checkpoint.
-NOT_KEPT = {"vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb"}
+NOT_KEPT = {
+    *("vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb", "scoring_batch_size"),
+}
 
 
 def make_loader(batches: Dataset[Batch], num_workers: int, numbers: range | None = None) -> DataLoader[Batch]:
@@ -33,26 +36,25 @@ def ignore_interrupts(worker: int) -> None:
 
 
 class TrainingLoader:
-    """Training batches in the order of their numbers, epoch after epoch.
+    """Training batches in the order of their numbers, from ``next_batch`` on.
 
-    It counts what it handed out, and Lightning keeps that count in the checkpoint, so that a resumed run goes on
-    with the very next batch. It has a length because Lightning reads one batch ahead of a loader without.
+    Where an epoch ends is for Lightning to say, which may be told to cut it short; so nothing here depends on it. The
+    length is that of a whole epoch; without one, Lightning would read a batch ahead.
     """
 
-    def __init__(self, batches: TrainingBatches, batches_per_epoch: int, num_workers: int) -> None:
+    def __init__(self, batches: TrainingBatches, batches_per_epoch: int, num_workers: int, next_batch: int) -> None:
         self.batches = batches
         self.batches_per_epoch = batches_per_epoch
         self.num_workers = num_workers
-        self.next_batch = 0
+        self.next_batch = next_batch
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left in the epoch."""
-        numbers = range(self.next_batch, (self.next_batch // len(self) + 1) * len(self))
         # Without workers, a DataLoader's own work would take as long as gathering the batch does.
-        here = map(self.batches.__getitem__, numbers)
+        here = map(self.batches.__getitem__, itertools.count(self.next_batch))
+        numbers = range(self.next_batch, self.next_batch + len(self))
         for batch in make_loader(self.batches, self.num_workers, numbers) if self.num_workers else here:
             self.next_batch += 1
             yield batch
@@ -72,7 +74,8 @@ class CharDataModule(LightningDataModule):
 
     Args:
         corpus: a text file, a folder of them, a glob, a list of these, or a named corpus (shakespeare,
-            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip.
+            tinyshakespeare, enwik8, text8). Files may be compressed: .gz, .xz, .bz2, .zst, .zip. "-" is the standard
+            input, which is read once and kept under data_dir; the setting then names that file.
         data: the other fields of :class:`~minigpt.text.corpus.DataSettings`.
 
     Raises:
@@ -111,13 +114,7 @@ class CharDataModule(LightningDataModule):
 
     def _open(self) -> None:
         """Open the texts of all splits as they are, and see that each is long enough."""
-        reader, settings = self.settings.reader, self.settings
-        text = reader.open(self.corpus)
-        self.texts = {
-            "train": text,
-            "val": reader.open(settings.val_corpus) if settings.val_corpus else text,
-            "test": reader.open(settings.test_corpus) if settings.test_corpus else text,
-        }
+        self.texts = self.settings.open_splits()
         for name, split in self.splits().items():
             if len(split) <= self.block_size and (split or name != "test"):
                 raise UserError(
@@ -131,12 +128,12 @@ class CharDataModule(LightningDataModule):
         if stage == "predict":
             if not self.predict_corpus:
                 raise UserError("predict needs a text to score: --data.predict_corpus FILE.")
-            self.texts = {"predict": self.settings.reader.open(self.predict_corpus)}
+            self.texts = {"predict": self.settings.open(self.predict_corpus)}
         elif "train" not in self.texts:
             self._open()
         self.texts = {name: text.renumbered(vocabulary) for name, text in self.texts.items()}
         if stage == "fit":
-            self.check_share(self.world_size)
+            self.check_share(self.trainer_share[1])
         if stage == "test" and not self.splits()["test"]:
             raise UserError(
                 "There is no test split: this model was trained with test_fraction = 0. "
@@ -152,12 +149,9 @@ class CharDataModule(LightningDataModule):
             )
 
     @property
-    def world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
+    def trainer_share(self) -> tuple[int, int]:
+        """The number of this device, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def splits(self) -> dict[str, range]:
         """The places of its text that belong to each split.
@@ -169,16 +163,21 @@ class CharDataModule(LightningDataModule):
         return self.settings.places(len(self.texts["train"])) | whole
 
     def _training_batches(self) -> TrainingBatches:
-        ids, settings = self.texts["train"].ids(self.splits()["train"]), self.settings
-        share = self.rank, self.world_size
-        return TrainingBatches(ids, self.block_size, self.batch_size, settings.seed, *share, settings.overfit_one_batch)
+        ids, settings, share = self.texts["train"].ids(self.splits()["train"]), self.settings, self.trainer_share
+        repeat = 1 if settings.overfit_one_batch else 0
+        if overfit := getattr(self.trainer, "overfit_batches", 0):
+            repeat = overfit if isinstance(overfit, int) else max(1, int(overfit * self._batches_per_epoch()))
+        return TrainingBatches(ids, self.block_size, self.batch_size, settings.seed, *share, repeat)
 
-    def train_dataloader(self) -> TrainingLoader:
-        batches = self._training_batches()
+    def _batches_per_epoch(self) -> int:
         # Lightning ends an epoch with an optimizer step, so an epoch must not end half-way through one.
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
-        steps = -(-len(batches.ids) // (self.batch_size * self.block_size * accumulated))
-        return TrainingLoader(batches, steps * accumulated, self.settings.num_workers)
+        steps = -(-len(self.splits()["train"]) // (self.batch_size * self.block_size * accumulated))
+        return steps * accumulated
+
+    def train_dataloader(self) -> TrainingLoader:
+        done = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
+        return TrainingLoader(self._training_batches(), self._batches_per_epoch(), self.settings.num_workers, done)
 
     def window_places(self, batch: int) -> list[int]:
         """Where in the training text the windows of this device's share of a training batch begin."""
@@ -195,8 +194,8 @@ class CharDataModule(LightningDataModule):
 
     def _scoring_loader(self, name: str, places: range) -> DataLoader[Batch]:
         first = self.vocabulary.index(TOKENIZERS[self.tokenizer](self.vocabulary).start)
-        size, ids = self.settings.scoring_batch_size, self.texts[name].ids()
-        batches = ScoringBatches(ids, places, self.block_size, size, first, self.rank, self.world_size)
+        size, ids = self.settings.eval_batch_size, self.texts[name].ids()
+        batches = ScoringBatches(ids, places, self.block_size, size, first, *self.trainer_share)
         return make_loader(batches, self.settings.num_workers)
 
     def state_dict(self) -> dict[str, str]:
@@ -207,8 +206,11 @@ class CharDataModule(LightningDataModule):
         """Refuse a text that is not the one the checkpoint was trained on, unless another was asked for by name."""
         assert self.trainer is not None
         resuming, predicting = self.trainer.training, self.trainer.predicting
-        if predicting or (not resuming and str(self.corpus) != state["corpus"]):
-            return
+        if not predicting and (resuming or str(self.corpus) == state["corpus"]):
+            self.check_same_text(state)
+
+    def check_same_text(self, state: dict[str, str]) -> None:
+        """Raise a UserError unless the text is that of the checkpoint whose state of this class is given."""
         if state["sha256"] != self.state_dict()["sha256"]:
             raise UserError(
                 f"The corpus {self.corpus} is not the text that the checkpoint was trained on: its content differs. "

@@ -63,6 +63,8 @@ class GPTLightningModule(LightningModule):
         beta1: decay of AdamW's running mean of the gradient.
         beta2: decay of AdamW's running mean of the squared gradient.
         eps: added to the denominator of AdamW's update.
+        rewarm_start: the step from which on learning rates rise from 0 once more; set by --rewarm.
+        rewarm_steps: optimizer steps in which they do; 0 for not.
         seed: decides what dropout drops.
         fast: compute by the layers of :mod:`minigpt.fast`; see :func:`minigpt.fast.apply`.
         compile: train with kernels that ``torch.compile`` makes for this model, instead of PyTorch's own one by one.
@@ -89,6 +91,8 @@ class GPTLightningModule(LightningModule):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
+        rewarm_start: int = 0,
+        rewarm_steps: int = 0,
         seed: int = 1337,
         fast: bool | None = None,
         compile: bool = False,
@@ -103,6 +107,7 @@ class GPTLightningModule(LightningModule):
             "warmup_steps": (warmup_steps >= 0, "at least 0"),
             "decay_fraction": (0 <= decay_fraction <= 1, "from 0 to 1"),
             "weight_decay": (0 <= weight_decay < math.inf, "at least 0"),
+            "rewarm_steps": (rewarm_steps >= 0, "at least 0"),
         }
         for name, (kept, limit) in limits.items():
             if not kept:
@@ -119,9 +124,10 @@ class GPTLightningModule(LightningModule):
         # vary, are not compiled anew for each.
         self.training_nats = torch.compile(self.character_nats) if compile else self.character_nats
         self.train_nats = MeanMetric(nan_strategy="disable")
-        kind = TOKENIZERS[tokenizer](vocabulary)
-        self.val_scores = Scores(kind)
-        self.test_scores = Scores(kind)
+        self.tokenizer = TOKENIZERS[tokenizer](vocabulary)
+        self.val_scores = Scores(self.tokenizer)
+        self.test_scores = Scores(self.tokenizer)
+        self.schedule: torch.optim.lr_scheduler.LambdaLR | None = None
         self.weights: list[nn.Parameter] = []  # to look for them takes a hundredth of a small model's step
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
@@ -183,11 +189,30 @@ class GPTLightningModule(LightningModule):
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
             raise UserError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
-        settings = {name: self.hparams[name] for name in ("schedule", "warmup_steps", "decay_fraction")}
+        names = ("schedule", "warmup_steps", "decay_fraction", "rewarm_start", "rewarm_steps")
+        settings = {name: self.hparams[name] for name in names}
         factor = partial(learning_rate_factor, max_steps=int(max_steps), **settings)
         optimizer = self.make_optimizer(str(self.trainer.precision))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let the settings of this model stand where a checkpoint has brought back those that it was made with.
+
+        It says so where the learning rate is another one by that, because training ends later for instance.
+        """
+        if (schedule := self.schedule) is None or not self.trainer.ckpt_path:
+            return
+        groups, before, rates = schedule.optimizer.param_groups, schedule.get_last_lr(), []
+        fresh = self.make_optimizer(str(self.trainer.precision)).param_groups
+        for group, new, factor in zip(groups, fresh, schedule.lr_lambdas, strict=True):
+            rates.append(new["lr"] * factor(schedule.last_epoch))
+            group |= {k: v for k, v in new.items() if k != "params"} | {"initial_lr": new["lr"], "lr": rates[-1]}
+        schedule.base_lrs, schedule._last_lr = [new["lr"] for new in fresh], rates
+        if rates != before:
+            told = dict.fromkeys(f"{new:.3g} instead of {old:.3g}" for old, new in zip(before, rates, strict=True))
+            end = int(self.trainer.estimated_stepping_batches)
+            self.print(f"The learning rate goes on at {', '.join(told)}: it follows its schedule until step {end}.")
 
     def make_optimizer(self, precision: str) -> torch.optim.Optimizer:
         """The optimizer of all weights, for a precision as Lightning names it."""
@@ -210,6 +235,7 @@ class GPTLightningModule(LightningModule):
             "precision": str(trainer.precision),
             "layers": self.computes_by,
             "device": trainer.strategy.root_device.type,
+            "threads": torch.get_num_threads() if trainer.strategy.root_device.type == "cpu" else None,
             "devices": trainer.world_size,
             "compile": self.compiled,
         }

@@ -19,6 +19,7 @@ from minigpt.errors import UserError
 from minigpt.run import RunFolder, read_checkpoint, written_at
 
 PARTS = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks", "hyper_parameters")
+KILLED = -9 if os.name == "posix" else 1  # what a process that was killed ends with
 CURVES = ("train/loss", "train/grad_norm", "train/grad_norm_max", "val/loss")
 
 
@@ -49,6 +50,8 @@ def main(command: str, args: list[str]) -> None:
     print(f"Training {steps} steps without a stop ...", flush=True)
     whole, killed = (RunFolder.first(f"prove-resume-{os.getpid()}-{kind}") for kind in ("whole", "killed"))
     fit([*recipe, "--name", whole.name], whole.last)
+    # The killed run may begin more than once, and must not choose anew.
+    recipe += ["--threads", str(read_checkpoint(whole.last)["how"]["threads"] or 1)]
     # In the first two thirds, for a kill comes a little late, and must find the run alive.
     targets = sorted(draw.sample(range(1, max(kills + 1, steps * 2 // 3)), kills))
     done = 0
@@ -108,9 +111,12 @@ def fit(args: list[str], last: Path, saves: int | None = None, wait: float = 0.0
         if process.returncode is None:
             time.sleep(wait)
             process.kill()
-    if process.returncode > 0 or not (process.returncode or last.exists()):
+            process.wait()
+            if process.returncode == KILLED:
+                return True
+    if process.returncode or not last.exists():
         raise UserError("fit failed; its own message stands above.")
-    return process.returncode < 0
+    return False
 
 
 def compare(a: RunFolder, b: RunFolder) -> dict[str, tuple[int, list[str]]]:
