@@ -311,7 +311,7 @@ def test_json_keeps_what_its_stream_cannot_show() -> None:
     assert (sample["prompt"], sample["text"]) == ("Привет", "\udfff мир")
 
 
-@pytest.mark.parametrize(("ending", "status"), [(">&-", 0), ("| head -1 > /dev/null; exit ${PIPESTATUS[0]}", 141)])
+@pytest.mark.parametrize(("ending", "status"), [(">&-", 0), ("| true; exit ${PIPESTATUS[0]}", 141)])
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes the stream")
 def test_an_output_that_is_closed_leaves_no_traceback(workplace: Path, ending: str, status: int) -> None:
     command = f"{shlex.quote(sys.executable)} -m minigpt corpus --data.corpus text.txt {ending}"
