@@ -1,7 +1,9 @@
 """The command line: ``python -m minigpt COMMAND``, or ``minigpt COMMAND``."""
 
 import argparse
+import difflib
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -34,10 +36,18 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - to the end
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # a notebook's is of another kind
+            stream.reconfigure(errors="replace")  # a character that it can't show ends no program
+    if sys.argv[1:2] and sys.argv[1] not in COMMANDS and (near := difflib.get_close_matches(sys.argv[1], COMMANDS, 1)):
+        parser.error(f"there is no command {sys.argv[1]}; did you mean {near[0]}?")
     command = parser.parse_known_args(sys.argv[1:2])[0].command
     try:
         module = importlib.import_module(f"minigpt.{COMMANDS[command][0]}")
         module.main(command, with_recipes(sys.argv[2:]))
+        sys.stdout.flush()  # here, where a closed pipe is met below
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has left, as `head` does

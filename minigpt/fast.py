@@ -16,8 +16,6 @@ import math
 import re
 import token
 import tokenize
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, MethodType
 
@@ -29,7 +27,7 @@ from minigpt import model
 from minigpt.model import GPT, GPTConfig
 
 # The code of model.py that tests/test_fast.py holds these layers equal to. Renew it: see that test's message.
-TESTED = "cc87c3c8fc42fc8e3c1a9cfc92bfdeabfa5d2ed7a7bf4a134efbfbfecaf3c2d8"
+TESTED = "f2f3a5e714fc57d47f9fbc6fc8355dac5acebc102968307f45811abb4c3523a9"
 
 
 class FastLayerNorm(model.LayerNorm):
@@ -90,49 +88,22 @@ class FastLinear(nn.Linear):
     """Faster where few rows meet a large matrix on a CPU, as in a generation step; PyTorch's own elsewhere.
 
     For one row it matters how fast the matrix is read: PyTorch's batched product reads several times as fast as its
-    linear map. For a few, oneDNN computes faster than the default library; it wants a copy of the matrix in an order
-    of its own, see :func:`packed`. ``benchmarks/generation.py`` measures both.
+    linear map. For a few, oneDNN computes faster than the default library. ``benchmarks/generation.py`` measures both.
+    Nothing is kept from call to call, so the weights may change at any time, and several threads may write.
     """
 
-    quick = False  # whether a text is being written, and this matrix is large enough
-    packed: Tensor | None = None
-
     def forward(self, x: Tensor) -> Tensor:
-        if not self.quick or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        N, K, weight = self.out_features, self.in_features, self.weight
+        quick = not torch.is_grad_enabled() and x.numel() <= 32 * K and N * K >= 2**17 and N % 2 == 0
+        if not quick or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        weight = self.weight
-        N, K = weight.shape
         if x.numel() == K:
             column_K1 = x.reshape(1, K).t()  # not x.reshape(K, 1): the same numbers, but another, slower kernel
             y_N = torch.bmm(weight.view(2, N // 2, K), column_K1.expand(2, K, 1)).view(N)
             return (y_N + self.bias).view(*x.shape[:-1], N)
-        if self.packed is None or x.numel() > 32 * K:
-            return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
-def is_large(weight: Tensor) -> bool:
-    """Whether a matrix is one that :class:`FastLinear` multiplies faster."""
-    return weight.numel() >= 2**17 and weight.shape[0] % 2 == 0 and weight.is_cpu and weight.dtype == torch.float32
-
-
-@contextmanager
-def packed(gpt: GPT, rows: int) -> Iterator[None]:
-    """While a text is written by steps of ``rows`` rows, let large linear maps be quick, by packed copies if need be.
-
-    The copies live no longer than this, so that weights that change later are never met by an old one.
-    """
-    fast = (layer for layer in gpt.modules() if isinstance(layer, FastLinear) and not layer.quick)
-    layers = [layer for layer in fast if is_large(layer.weight)]
-    try:
-        for layer in layers:
-            layer.quick = True
-            if 1 < rows <= 32 and torch.backends.mkldnn.is_available():
-                layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 16)
-        yield
-    finally:
-        for layer in layers:
-            layer.quick, layer.packed = False, None
+        if torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        return super().forward(x)
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -165,12 +136,9 @@ def apply(gpt: GPT, fast: bool | None = None) -> str:
         gpt: the model.
         fast: True insists on the fast layers, False on the formulas; None takes what :func:`why_not` allows.
     """
-    take_out(gpt)
     reason = "as asked" if fast is False else None if fast else why_not(gpt)
-    if reason:
-        return f"model.py's formulas, {reason}"
-    put_in(gpt)
-    return "fast layers"
+    (take_out if reason else put_in)(gpt)  # no layer changes if it is so already: another thread may be writing
+    return f"model.py's formulas, {reason}" if reason else "fast layers"
 
 
 def why_not(gpt: GPT) -> str | None:

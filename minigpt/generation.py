@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minigpt.errors import UserError
-from minigpt.fast import apply, packed, why_not
+from minigpt.fast import apply, why_not
 from minigpt.model import GPT, KeyValueCache
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import CharTokenizer
@@ -113,21 +113,20 @@ def generate(
     device = gpt.token_embedding.weight.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     window_BT = torch.tensor([prompt[-block_size:] for prompt in prompts])
-    with packed(gpt, len(prompts)):
-        while True:
-            caches = [KeyValueCache(block_size) for _ in gpt.blocks] if cached else None
-            unread_BT = window_BT
-            while window_BT.shape[1] <= block_size:
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits_BV = gpt(unread_BT.to(device), caches)[:, -1].float().cpu()
-                if never is not None:
-                    logits_BV[:, never] = -math.inf
-                ids_B = draw(probabilities(logits_BV, window_BT, sampling), generators)
-                ids_B1 = ids_B.unsqueeze(1)
-                yield ids_B.tolist(), logits_BV.log_softmax(-1).gather(1, ids_B1).squeeze(1).tolist()
-                window_BT = torch.cat((window_BT, ids_B1), dim=1)
-                unread_BT = ids_B1 if cached else window_BT
-            window_BT = window_BT[:, stride or max(1, block_size // 2) :]
+    while True:
+        caches = [KeyValueCache(block_size) for _ in gpt.blocks] if cached else None
+        unread_BT = window_BT
+        while window_BT.shape[1] <= block_size:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits_BV = gpt(unread_BT.to(device), caches)[:, -1].float().cpu()
+            if never is not None:
+                logits_BV[:, never] = -math.inf
+            ids_B = draw(probabilities(logits_BV, window_BT, sampling), generators)
+            ids_B1 = ids_B.unsqueeze(1)
+            yield ids_B.tolist(), logits_BV.log_softmax(-1).gather(1, ids_B1).squeeze(1).tolist()
+            window_BT = torch.cat((window_BT, ids_B1), dim=1)
+            unread_BT = ids_B1 if cached else window_BT
+        window_BT = window_BT[:, stride or max(1, block_size // 2) :]
 
 
 @dataclass

@@ -81,7 +81,7 @@ class KeyValueCache:
             self.kept = new_2BHTD.new_empty(*new_2BHTD.shape[:3], self.block_size, new_2BHTD.shape[4])
         start, self.length = self.length, self.length + new_2BHTD.shape[3]
         self.kept[:, :, :, start : self.length] = new_2BHTD
-        return self.kept[:, :, :, : self.length]
+        return self.kept[:, :, :, : self.length].to(new_2BHTD.dtype)  # which autocast may have changed
 
 
 class CausalSelfAttention(nn.Module):

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from minigpt.cost import make_config
 from minigpt.errors import UserError
-from minigpt.files import copied_whole, remove_torn, written_whole
+from minigpt.files import copied_whole, remove_torn, user_path, written_whole
 from minigpt.model import GPT, GPTConfig
 from minigpt.records import LOG_DIR, METRICS, SCORED
 from minigpt.text.tokenizer import SHOWN, TOKENIZERS, UNKNOWN, CharTokenizer
@@ -106,7 +106,7 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
         UserError: there is no such checkpoint; the message says where it was looked for.
     """
     if ckpt_path not in ("last", "best"):
-        path = Path(os.path.expanduser(ckpt_path))  # noqa: PTH111 - Path's own raises where there is no such user
+        path = user_path(ckpt_path)
         if os.path.isfile(path):  # noqa: PTH113 - Path's own raises where the name is too long, or the folder closed
             return path
         what = "is a URL" if "://" in ckpt_path else "is a folder" if os.path.isdir(path) else "is not there"  # noqa: PTH112

@@ -1,9 +1,13 @@
 """The command line, as its users call it."""
 
+import contextlib
 import csv
+import io
+import json
 import math
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -15,7 +19,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import TINY, Result, assert_clear_error, make_text, run_minigpt
+from conftest import ROOT, TINY, Result, assert_clear_error, make_text, run_minigpt
+from minigpt.__main__ import main
+from minigpt.commands.generate import print_json
+from minigpt.generation import Sample
 
 RUN = Path("lightning_logs/tiny/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -279,6 +286,38 @@ def test_generate_starts_without_lightning_and_streams(in_trained: Path) -> None
         process.stdout.close()
         assert process.wait(60) == 141
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_misspelt_command_is_answered_by_the_nearest() -> None:
+    result = run_minigpt("generat")
+    assert result.code == 2
+    assert "did you mean generate?" in result.err
+
+
+def test_a_stream_that_cannot_show_a_text_ends_no_command(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "russian.txt").write_text("Привет, мир\n" * 20, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["minigpt", "corpus", "--data.corpus", "russian.txt", "--data.block_size", "16"])
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "cp1252")) as narrow:
+        main()
+    narrow.seek(0)
+    assert "'?' 20" in narrow.read()
+
+
+def test_json_keeps_what_its_stream_cannot_show() -> None:
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "cp1252", errors="replace")) as narrow:
+        print_json([[Sample("Привет", 1, "\udfff мир")]])
+    narrow.seek(0)
+    (sample,) = json.load(narrow)["samples"]
+    assert (sample["prompt"], sample["text"]) == ("Привет", "\udfff мир")
+
+
+@pytest.mark.parametrize(("ending", "status"), [(">&-", 0), ("| true; exit ${PIPESTATUS[0]}", 141)])
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes the stream")
+def test_an_output_that_is_closed_leaves_no_traceback(workplace: Path, ending: str, status: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m minigpt corpus --data.corpus text.txt {ending}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_help_lists_every_command(in_trained: Path) -> None:

@@ -1,11 +1,14 @@
 """The fast layers against the formulas of model.py, and when neither they nor the cache may stand for them."""
 
+import copy
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from torch import Tensor, nn
 
 from conftest import ROOT
 from minigpt import fast, model
+from minigpt.generation import Writer
 from minigpt.model import GPT, GPTConfig, KeyValueCache
+from minigpt.text.tokenizer import CharTokenizer
 from test_cli import curve
 from test_model import GPT1, build, each_shape, random_ids
 
@@ -83,19 +88,68 @@ def test_fast_dropout_equals_its_formula_for_what_it_drops(rate: float, monkeypa
 @pytest.mark.parametrize("rows", [1, 2, 16, 33])
 def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(rows: int) -> None:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=256))
-    fast.put_in(gpt)
-    layer, x = gpt.get_submodule("blocks.0.feed_forward.expand"), torch.randn(rows, 1, 256)
-    assert isinstance(layer, fast.FastLinear)
+    layer, x = fast.FastLinear(256, 1024), torch.randn(rows, 1, 256)
     for _ in range(2):
-        with torch.no_grad(), fast.packed(gpt, rows):
-            assert layer.quick
-            assert (layer.packed is not None) == (rows in (2, 16) and torch.backends.mkldnn.is_available())
-            y = layer(x)
-        torch.testing.assert_close(y, nn.functional.linear(x, layer.weight, layer.bias))
-        layer.weight.data.mul_(-2)
-    assert not layer.quick
-    assert layer.packed is None
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        layer.weight.data.mul_(-2)  # which PyTorch itself doesn't notice
+
+
+def make_wide_writer(seed: int = 0) -> Writer:
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig(vocab_size=11, block_size=32, n_layer=2, n_head=2, n_embd=256)).eval()
+    assert fast.apply(gpt) == "fast layers"
+    return Writer(gpt, CharTokenizer("abcdefghijk"))
+
+
+@pytest.mark.parametrize("number", [1, 2, 16])
+def test_a_model_that_is_changed_after_or_while_it_writes_writes_as_what_it_is(number: int) -> None:
+    def log_probabilities(writer: Writer) -> list[float]:
+        *_, samples = writer.write(["abc"] * number, max_new_tokens=10)
+        return [value for sample in samples for value in sample.log_probabilities]
+
+    writer, other = make_wide_writer(0), make_wide_writer(1)
+    first, expected = log_probabilities(writer), log_probabilities(other)
+    unfinished = writer.write(["abc"] * number)  # still open when the weights change
+    next(unfinished), next(unfinished)
+    assert log_probabilities(copy.deepcopy(writer)) == first
+    torch.save(writer.gpt, io.BytesIO())
+    writer.gpt.load_state_dict(other.gpt.state_dict())
+    next(unfinished)
+    assert log_probabilities(writer) == expected
+    for parameter in writer.gpt.parameters():
+        parameter.data.mul_(1.5)
+    fast.take_out(other.gpt)
+    other.gpt.load_state_dict(writer.gpt.state_dict())
+    assert log_probabilities(writer) == pytest.approx(log_probabilities(other), abs=1e-4)
+
+
+def test_two_threads_that_write_with_one_model_do_not_mix() -> None:
+    writer = make_wide_writer()
+    writer.loaded = "which layers compute is decided anew for each text"
+    tasks = [(["abc"] * number, seed) for seed in range(2) for number in (1, 3, 16)]
+
+    def write(task: tuple[list[str], int]) -> list[str]:
+        *_, samples = writer.write(task[0], max_new_tokens=10, seed=task[1])
+        return [sample.text for sample in samples]
+
+    expected = [write(task) for task in tasks]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(write, tasks)) == expected
+
+
+@pytest.mark.parametrize("fast_layers", [True, False])
+def test_a_cache_goes_on_under_another_precision(fast_layers: bool) -> None:
+    gpt, ids = build(GPT1), random_ids(3, 16)
+    fast.apply(gpt, fast_layers)
+    with torch.no_grad():
+        reference = gpt(ids)[:, -1]
+        for precisions in ((True, True), (True, False), (False, True)):
+            caches = [KeyValueCache(16) for _ in gpt.blocks]
+            for piece, rounded in zip(ids.split([10, 6], 1), precisions, strict=True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+                    logits = gpt(piece, caches)[:, -1]
+            torch.testing.assert_close(logits.float(), reference, rtol=0.05, atol=0.1)
 
 
 @each_shape

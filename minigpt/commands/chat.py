@@ -6,13 +6,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import Precision, load
 from minigpt.commands import call
 from minigpt.errors import UserError
-from minigpt.files import written_whole
+from minigpt.files import user_path, written_whole
 from minigpt.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -117,11 +116,11 @@ class Chat:
         """Write the text into a new file."""
         if not name:
             raise UserError("Name a file: /save story.txt")
-        path = os.path.expanduser(name)  # noqa: PTH111 - Path's own raises where there is no such user
+        path = user_path(name)
         if os.path.lexists(path):  # Path's own raises where it may not look
             raise UserError(f"{path} is there already; name another file.")
         try:
-            with written_whole(Path(path)) as file:
+            with written_whole(path) as file:
                 file.write(self.text.encode("utf-8", "surrogatepass"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be written: {error}.") from error
@@ -131,7 +130,7 @@ class Chat:
 @contextlib.contextmanager
 def history() -> Iterator[None]:
     """Recall what was typed the last time, and keep it for the next, where it can be kept."""
-    path = os.path.expanduser("~/.minigpt_history")  # noqa: PTH111 - Path's own raises where there is no home
+    path = user_path("~/.minigpt_history")
     with contextlib.suppress(OSError):
         readline.read_history_file(path)
     try:

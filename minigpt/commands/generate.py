@@ -6,12 +6,12 @@ import json as json_format
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import Precision, load
 from minigpt.commands import call
 from minigpt.errors import UserError
+from minigpt.files import user_path
 from minigpt.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read_prompt(prompt_file: str) -> str:
     try:
         if prompt_file == "-" and sys.stdin is None:
             raise UserError("The prompt can't be read from the standard input: it is closed.")
-        raw = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
+        raw = sys.stdin.buffer.read() if prompt_file == "-" else user_path(prompt_file).read_bytes()
         return io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig").read()
     except OSError as error:
         raise UserError(f"The prompt can't be read from {prompt_file}: {error.strerror}.") from error
@@ -106,7 +106,12 @@ def print_json(steps: Iterable["list[Sample]"]) -> None:
         "seconds": round(seconds, 3),
         "characters_per_second": round(characters / seconds, 1),
     }
-    print(json_format.dumps(summary, ensure_ascii=False, indent=1))
+    text = json_format.dumps(summary, ensure_ascii=False, indent=1)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escape what the stream would replace
+        text = json_format.dumps(summary, indent=1)
+    print(text)
 
 
 def main(command: str, args: list[str]) -> None:
