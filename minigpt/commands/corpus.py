@@ -16,19 +16,6 @@ OTHERS = (
     *("name", "fast", "threads", "branch", "rewarm", "seed_everything", "model", "trainer", "sampler", "checkpoint"),
     *("early_stopping", "ckpt_path"),
 )
-    "name",
-    "fast",
-    "threads",
-    "branch",
-    "rewarm",
-    "seed_everything",
-    "model",
-    "trainer",
-    "sampler",
-    "checkpoint",
-    "early_stopping",
-    "ckpt_path",
-)
 
 
 def corpus(data: DataSettings) -> None:
