@@ -14,10 +14,12 @@ import io
 import itertools
 import math
 import re
+import threading
 import token
 import tokenize
+from collections.abc import Mapping
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import FunctionType, MappingProxyType, MethodType
 
 import torch
 import torch.nn.functional as F
@@ -88,22 +90,58 @@ class FastLinear(nn.Linear):
     """Faster where few rows meet a large matrix on a CPU, as in a generation step; PyTorch's own elsewhere.
 
     For one row it matters how fast the matrix is read: PyTorch's batched product reads several times as fast as its
-    linear map. For a few, oneDNN computes faster than the default library. ``benchmarks/generation.py`` measures both.
-    Nothing is kept from call to call, so the weights may change at any time, and several threads may write.
+    linear map. For a few, oneDNN computes faster than the default library; it wants a copy of the matrix in an order
+    of its own, see :class:`Packed`. ``benchmarks/generation.py`` measures both.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         N, K, weight = self.out_features, self.in_features, self.weight
-        quick = not torch.is_grad_enabled() and x.numel() <= 32 * K and N * K >= 2**17 and N % 2 == 0
-        if not quick or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        quick = not torch.is_grad_enabled() and x.numel() <= 32 * K and is_large(weight)
+        if not quick or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if x.numel() == K:
             column_K1 = x.reshape(1, K).t()  # not x.reshape(K, 1): the same numbers, but another, slower kernel
             y_N = torch.bmm(weight.view(2, N // 2, K), column_K1.expand(2, K, 1)).view(N)
             return (y_N + self.bias).view(*x.shape[:-1], N)
-        if torch.backends.mkldnn.is_available():
-            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        if (copy := Packed.here.copies.get(self)) is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
         return super().forward(x)
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a matrix is one that :class:`FastLinear` multiplies faster."""
+    return weight.numel() >= 2**17 and weight.shape[0] % 2 == 0 and weight.is_cpu and weight.dtype == torch.float32
+
+
+class Packed:
+    """Copies of the large matrices in oneDNN's order, for steps of ``rows`` rows.
+
+    They are seen only by what this thread computes inside a ``with`` block, and are made anew there if a weight has
+    changed as PyTorch notices; nothing of them is in the model. (A change through ``.data`` is not noticed before the
+    next object of this class.)
+    """
+
+    class _Here(threading.local):
+        copies: Mapping[nn.Module, Tensor] = MappingProxyType({})
+
+    here = _Here()
+
+    def __init__(self, gpt: GPT, rows: int) -> None:
+        useful = 1 < rows <= 32 and torch.backends.mkldnn.is_available()
+        layers = (layer for layer in gpt.modules() if useful and isinstance(layer, FastLinear))
+        self.layers = [layer for layer in layers if is_large(layer.weight)]
+        self.copies: dict[nn.Module, Tensor] = {}
+        self.state: list[tuple[int, int]] = []
+
+    def __enter__(self) -> None:
+        state = [(layer.weight._version, layer.weight.data_ptr()) for layer in self.layers]
+        if state != self.state:
+            pack = torch.ops.mkldnn._reorder_linear_weight
+            self.state, self.copies = state, {layer: pack(layer.weight.detach(), 16) for layer in self.layers}
+        Packed.here.copies = self.copies
+
+    def __exit__(self, *error: object) -> None:
+        Packed.here.copies = MappingProxyType({})
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minigpt.errors import UserError
-from minigpt.fast import apply, why_not
+from minigpt.fast import Packed, apply, why_not
 from minigpt.model import GPT, KeyValueCache
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import CharTokenizer
@@ -115,9 +115,10 @@ def generate(
     window_BT = torch.tensor([prompt[-block_size:] for prompt in prompts])
     while True:
         caches = [KeyValueCache(block_size) for _ in gpt.blocks] if cached else None
+        copies = Packed(gpt, len(prompts))
         unread_BT = window_BT
         while window_BT.shape[1] <= block_size:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with copies, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits_BV = gpt(unread_BT.to(device), caches)[:, -1].float().cpu()
             if never is not None:
                 logits_BV[:, never] = -math.inf

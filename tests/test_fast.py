@@ -88,11 +88,18 @@ def test_fast_dropout_equals_its_formula_for_what_it_drops(rate: float, monkeypa
 @pytest.mark.parametrize("rows", [1, 2, 16, 33])
 def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(rows: int) -> None:
     torch.manual_seed(0)
-    layer, x = fast.FastLinear(256, 1024), torch.randn(rows, 1, 256)
-    for _ in range(2):
+    gpt = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=256))
+    fast.put_in(gpt)
+    layer, x = gpt.get_submodule("blocks.0.feed_forward.expand"), torch.randn(rows, 1, 256)
+    copies = fast.Packed(gpt, rows)
+    for _ in range(3):
         with torch.no_grad():
+            with copies:
+                assert bool(fast.Packed.here.copies) == (rows in (2, 16) and torch.backends.mkldnn.is_available())
+                torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+            assert not fast.Packed.here.copies
+            layer.weight.mul_(-2)
             torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-        layer.weight.data.mul_(-2)  # which PyTorch itself doesn't notice
 
 
 def make_wide_writer(seed: int = 0) -> Writer:
