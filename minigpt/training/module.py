@@ -194,7 +194,7 @@ class GPTLightningModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
-        self.weights = self.weights or list(self.parameters())
+        self.weights = self.weights or list(self.parameters())  # where configure_optimizers is a user's own
         if gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
         # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)
@@ -202,6 +202,7 @@ class GPTLightningModule(LightningModule):
         self.grad_norm = clip(gradient_clip_val or math.inf)
 
     def configure_optimizers(self) -> Any:
+        self.weights = list(self.parameters())
         max_steps = self.trainer.estimated_stepping_batches
         if math.isinf(max_steps):
             raise UserError("The learning rate falls until training ends, so give an end: --trainer.max_steps N.")
