@@ -40,7 +40,7 @@ def make_config(**shape: Any) -> GPTConfig:
 
 
 def parameter_count(config: GPTConfig) -> int:
-    """How many parameters a GPT of this shape has."""
+    """How many parameters a GPT of this shape has, by the formulas of model.py; one that is built counts its own."""
     C = config.n_embd
     attention, feed_forward, norms = 4 * C * C + 4 * C, 8 * C * C + 5 * C, 4 * C
     positions = config.block_size * C if config.positions == "learned" else 0
@@ -59,14 +59,17 @@ def memory_of_machine() -> int | None:
     return min(sizes)
 
 
-def check_memory(config: GPTConfig, floats_per_parameter: int = 1, sequences: int = 1) -> None:
+def check_memory(
+    config: GPTConfig, floats_per_parameter: int = 1, sequences: int = 1, parameters: int | None = None
+) -> None:
     """Raise a UserError if a model would take more memory than the machine has.
 
     Counted is what it takes at the very least: the parameters; for each sequence its keys and values, or what of its
-    residual stream is kept for the gradient, and its logits; and one attention pattern.
+    residual stream is kept for the gradient, and its logits; and one attention pattern. ``parameters`` is the number of
+    a model that is built already, which may not be the one of the formulas.
     """
     T, C = config.block_size, config.n_embd
-    parameters = parameter_count(config)
+    parameters = parameter_count(config) if parameters is None else parameters
     sequence = (2 * config.n_layer + 1) * T * C + T * config.vocab_size
     needed = FLOAT * (floats_per_parameter * parameters + sequences * sequence + T * T) + LAYER * config.n_layer
     there = memory_of_machine()

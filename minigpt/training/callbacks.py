@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -35,6 +36,15 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, but going by the patience of this call, whatever the checkpoint was made with."""
+
+    @property
+    def state_key(self) -> str:
+        return "minigpt." + super().state_key  # a user may give another that monitors the same
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["callbacks"]
+        if self.state_key not in states and super().state_key in states:  # of an earlier version
+            states[self.state_key] = states.pop(super().state_key)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict({**state, "patience": self.patience})
@@ -67,6 +77,8 @@ class TextSampler(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self.every_n_steps:
+            if isinstance(trainer.strategy, FSDPStrategy):  # the first device alone would wait for the others for ever
+                raise UserError("Under FSDP no device has the whole model to write with: --sampler.every_n_steps 0.")
             pl_module.tokenizer.encode(self.prompt)  # raises now, not after the first thousand steps
 
     @rank_zero_only
@@ -110,9 +122,13 @@ class TrainingCurves(Callback):
         self._highest = 0.0  # gradient norm since then
         self._mark: float | None = None  # when the time that is to be counted next began
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.has_curves = True
         device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
         self.peak = matrix_peak(device, dtype) * trainer.world_size
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.has_curves = False
 
     def utilisation(self, module: GPTLightningModule, rate: float) -> float:
         """The MFU at ``rate`` characters a second."""

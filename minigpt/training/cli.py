@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -229,6 +230,8 @@ class MiniGPTCLI(LightningCLI):
                 f"a number of batches that ends an optimizer step, a multiple of {accumulated} "
                 "(accumulate_grad_batches), or a part of an epoch; not a time, by which no run could be repeated",
             ),
+            "trainer.enable_checkpointing": (trainer.enable_checkpointing is not False, "true, for a run is kept"),
+            "trainer.barebones": (not trainer.barebones, "false; docs/python.md trains with Lightning's Trainer alone"),
             "early_stopping.patience": (isinstance(stopping.patience, int), "a number of validations"),
             "early_stopping.monitor": (stopping.monitor in scores, f"what is scored: {', '.join(scores)}"),
         }
@@ -259,13 +262,16 @@ class MiniGPTCLI(LightningCLI):
         self.curves = TrainingCurves()
         callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.config_init.sampler]
         callbacks += [checkpoint, self.config_init.early_stopping, TensorBoardExtras(), GracefulStop(checkpoint)]
-        if trainer.enable_progress_bar is not False:
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(ProgressBar())
         if self.command == "predict":
             callbacks.append(NatsWriter(self.config.output))
         if self.command == "fit" and self.makes_run and not trainer.fast_dev_run:
             own |= self._in_run_folder(trainer)
             checkpoint.folder = Path(own["default_root_dir"])
+            for given in callbacks:
+                if isinstance(given, ModelCheckpoint) and given.dirpath is None:  # it may write a last.ckpt too
+                    given.dirpath = str((checkpoint.folder / "model_checkpoint").resolve())
             record = self.config.clone()
             record.ckpt_path = record.data.vocabulary = record.rewarm = None
             record.branch = False
@@ -296,7 +302,7 @@ class MiniGPTCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
-        config = self.model.gpt.config
+        config, parameters = self.model.gpt.config, sum(p.numel() for p in self.model.parameters())
         if self.trainer.strategy.root_device.type == "cpu":
             self._set_threads()
         how = self.model.how(self.trainer)
@@ -309,7 +315,7 @@ class MiniGPTCLI(LightningCLI):
                 self.datamodule.check_same_text(self.checkpoint["CharDataModule"])
             if how["device"] == "cpu":
                 floats = TRAINING[self.model.hparams["optimizer"]]
-                check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size)
+                check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size, parameters)
             if 0 <= self.trainer.max_steps <= (warmup := self.model.hparams["warmup_steps"]):
                 say(f"Warning: the learning rate rises until step {warmup}, and training ends before that.")
             line += "; compiled for training" if how["compile"] else "; nothing is compiled"
@@ -327,7 +333,7 @@ class MiniGPTCLI(LightningCLI):
         say(
             f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
             f"window {config.block_size}; {config.vocab_size} characters; "
-            f"{sum(p.numel() for p in self.model.parameters()):,} parameters."
+            f"{parameters:,} parameters."
         )
 
     def _set_threads(self) -> None:
@@ -352,7 +358,7 @@ class MiniGPTCLI(LightningCLI):
         getattr(self, f"before_{self.command}", lambda: None)()
         try:
             getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **arguments)
-        except (MisconfigurationException, ValueError):
+        except (MisconfigurationException, ModuleNotFoundError, ValueError):
             if self.model.begun:
                 raise
             with building_from("One of the settings"):  # Lightning looks at some only now

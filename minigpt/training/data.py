@@ -203,7 +203,8 @@ class CharDataModule(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Refuse a text that is not the one the checkpoint was trained on, unless another was asked for by name."""
-        assert self.trainer is not None
+        if self.trainer is None:  # in load_from_checkpoint; no text has been opened yet
+            return
         resuming, predicting = self.trainer.training, self.trainer.predicting
         if not predicting and (resuming or str(self.corpus) == state["corpus"]):
             self.check_same_text(state)

@@ -132,14 +132,27 @@ class GPTLightningModule(LightningModule):
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
+        self.has_curves = False  # whether a callback logs train_nats and empties it; else this module logs the loss
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **settings: Any) -> Self:  # type: ignore[override]
-        """The model of a checkpoint, also of an older version; ``settings`` go before the checkpoint's own."""
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        weights_only: Literal[True] = True,
+        **settings: Any,
+    ) -> Self:
+        """The model of a checkpoint, also of an older version; ``settings`` go before the checkpoint's own.
+
+        It comes to the CPU, or to ``map_location``. Only plain values are read, so ``weights_only`` can't be False.
+        """
+        if not weights_only:
+            raise UserError("Checkpoints are read with weights_only=True alone: others could run code of anybody's.")
         checkpoint = read_checkpoint(Path(checkpoint_path))
         module = cls(**what_is_trained(checkpoint["hyper_parameters"]) | settings)
-        module.load_state_dict(checkpoint["state_dict"])
-        return module
+        module.load_state_dict(checkpoint["state_dict"], strict)
+        return module.to(map_location or "cpu")
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of the next character; see :meth:`minigpt.model.GPT.forward`."""
@@ -168,7 +181,10 @@ class GPTLightningModule(LightningModule):
         self.batch_nats_BT = nats_BT.detach()
         loss = nats_BT.mean()
         if logs_step(self.trainer, self.trainer.global_step + 1):
-            self.train_nats.update(loss.detach())
+            if self.has_curves:
+                self.train_nats.update(loss.detach())
+            else:
+                self.log("train/loss", loss.detach(), sync_dist=True)
         return loss
 
     def configure_gradient_clipping(
@@ -178,6 +194,7 @@ class GPTLightningModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
+        self.weights = self.weights or list(self.parameters())  # where configure_optimizers is a user's own
         if gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
         # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)

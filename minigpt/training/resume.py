@@ -57,7 +57,10 @@ def check_end(path: Path, checkpoint: dict[str, Any], settings: Any) -> None:
                 f"To train it further, give a larger --trainer.{limit}."
             )
     states, stopping = checkpoint["callbacks"], settings.early_stopping
-    waited = max((s["wait_count"] for name, s in states.items() if name.startswith("EarlyStopping")), default=0)
+    # Beside ours there may be others, which the user gives; older versions had ours alone, by Lightning's name.
+    ours = [key for key in states if key.startswith("minigpt.EarlyStopping")]
+    ours = ours or [key for key in states if key.startswith("EarlyStopping")]
+    waited = max((states[key]["wait_count"] for key in ours), default=0)
     if waited >= stopping.patience:
         raise UserError(
             f"The run of {path} was stopped early: {stopping.monitor} had not improved for {waited} validations. "
