@@ -106,7 +106,7 @@ def test_what_ends_a_run_is_told_with_the_flag_by_which_it_goes_on(workplace: Pa
     assert "Stopping threshold reached: val/loss" in result.out
 
 
-@pytest.mark.parametrize(("value", "batches"), [("1", 1), ("2", 2), ("1.0", 13)])
+@pytest.mark.parametrize(("value", "batches"), [("1", 1), pytest.param("1.0", 13, marks=pytest.mark.soak)])
 def test_a_whole_number_is_a_count(workplace: Path, value: str, batches: int) -> None:
     """Whichever of int | float and float | int the typing module met first: here the latter, as for most users."""
     code = (
@@ -159,7 +159,7 @@ def test_a_hang_up_saves_the_run(workplace: Path) -> None:
     assert f"Stopped after step {read_checkpoint(OLD.last)['global_step']}" in out
 
 
-@pytest.mark.parametrize("lines", [1, 7])
+@pytest.mark.parametrize("lines", [1, pytest.param(7, marks=pytest.mark.soak)])
 def test_a_reader_that_leaves_lets_the_run_save_and_stop(workplace: Path, lines: int) -> None:
     """As ``fit 2>&1 | head -7`` does, and ``head -1``, which leaves before training has begun."""
     command = [sys.executable, "-m", "minigpt", *LONG]

@@ -1,8 +1,11 @@
 """The commands that don't train, a file for each; none of them imports Lightning."""
 
+import json
+import sys
 from collections.abc import Callable
+from typing import Any
 
-from minigpt.errors import building_from
+from minigpt.errors import building_from, parse_arguments
 
 
 def call(function: Callable[..., None], args: list[str], prog: str) -> None:
@@ -21,6 +24,16 @@ def call(function: Callable[..., None], args: list[str], prog: str) -> None:
         text = next(p.description for p in doc.params if p.arg_name == name)
         parser.add_argument(f"--{name}", action=action, default=[] if action == "append" else False, help=text)
     with building_from("One of the settings"):
-        settings = parser.instantiate(parser.parse_args(args))
+        settings = parser.instantiate(parse_arguments(parser, args))
     settings.pop("config")
     function(**settings)
+
+
+def print_as_json(value: Any) -> None:
+    """Print a value as JSON, with escapes where the stream would replace a character that it can't show."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1, default=str)
+    print(text)

@@ -6,7 +6,7 @@ from cmd import Cmd
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from minigpt.errors import UserError, building_from
+from minigpt.errors import UserError, building_from, parse_arguments
 from minigpt.text.baselines import baselines, table
 from minigpt.text.corpus import DataSettings
 from minigpt.text.tokenizer import TOKENIZERS
@@ -66,5 +66,5 @@ def main(command: str, args: list[str]) -> None:
     for name in (*OTHERS, "weights_only"):
         parser.add_argument(f"--{name}", help=SUPPRESS)  # untyped: what it names is never imported or made
     with building_from("One of the settings"):
-        data = DataSettings(**parser.parse_args(args).data.as_dict())
+        data = DataSettings(**parse_arguments(parser, args).data.as_dict())
     corpus(data)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import io
-import json as json_format
 import sys
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from minigpt import Precision, load
-from minigpt.commands import call
+from minigpt.commands import call, print_as_json
 from minigpt.errors import UserError
 from minigpt.files import user_path
 from minigpt.sampling import Sampling
@@ -106,12 +105,7 @@ def print_json(steps: Iterable["list[Sample]"]) -> None:
         "seconds": round(seconds, 3),
         "characters_per_second": round(characters / seconds, 1),
     }
-    text = json_format.dumps(summary, ensure_ascii=False, indent=1)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # escape what the stream would replace
-        text = json_format.dumps(summary, indent=1)
-    print(text)
+    print_as_json(summary)
 
 
 def main(command: str, args: list[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from minigpt.commands import call
+from minigpt.commands import call, print_as_json
 from minigpt.errors import UserError
 from minigpt.records import LOG_DIR, METRICS, SCORED, read_rows
 
@@ -58,7 +58,7 @@ def runs(name: str | None = None, against: str | None = None, csv: bool = False,
         run["loss_difference"] = run["best_loss"] - bases[-1]["best_loss"] if known else None
     data = [{key: value for key, value in run.items() if key != "settings"} for run in shown]
     if json:
-        print(json_format.dumps(data, ensure_ascii=False, indent=1, default=str))
+        print_as_json(data)
     elif csv:
         flat = [{key: "" if value in (None, {}) else as_text(value) for key, value in run.items()} for run in data]
         writer = csv_format.DictWriter(sys.stdout, flat[0] if flat else (), lineterminator="\n")

@@ -225,8 +225,10 @@ class ProgressBar(callbacks.TQDMProgressBar):
 
 
 def print_above_progress(text: str) -> None:
-    """Print without tearing a progress bar apart."""
-    tqdm.write(text, file=sys.stdout)
+    """Print without tearing a progress bar apart. A character that the stream can't show is replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "replace").decode(encoding), file=sys.stdout)
+    sys.stdout.flush()
 
 
 class TensorBoardExtras(Callback):
