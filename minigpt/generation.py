@@ -159,12 +159,26 @@ class Writer:
         """Where a loaded model is from, and how it computes now."""
         return self.loaded and f"{self.loaded}, with {apply(self.gpt, self.fast)}"
 
+    def fold(self, text: str) -> str:
+        """The text with each unknown character in the place of which a known one differs by typography only."""
+        for unknown, known in self.tokenizer.lookalikes(text).items():
+            text = text.replace(unknown, known)
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text).tolist()
+        except UserError as error:
+            alike = ", ".join(f"{known!r} for {it!r}" for it, known in self.tokenizer.lookalikes(text).items())
+            hint = f" The model knows {alike}: --fold takes that instead (in Python, the method fold)." if alike else ""
+            raise UserError(f"{error}{hint}") from error
+
     def notes(self, prompt: str) -> list[str]:
         """What a user should know of how ``prompt`` is taken."""
         block_size = self.gpt.config.block_size
         if not prompt:
             return [f"the prompt is empty; the text begins after {self.tokenizer.start!r}."]
-        if (length := len(self.tokenizer.encode(prompt))) > block_size:
+        if (length := len(self._encode(prompt))) > block_size:
             return [f"the prompt has {length:,} characters; the model sees the last {block_size:,} of them."]
         return []
 
@@ -214,13 +228,13 @@ class Writer:
             raise UserError(f"max_new_tokens is {max_new_tokens}; a text can't have fewer than 0 characters.")
         if not 0 <= seed <= 2**63 - len(prompts):
             raise UserError(f"seed is {seed}; it must be a whole number from 0 to 2^63.")
-        stops = [self.tokenizer.encode(s).tolist() for s in ([stop] if isinstance(stop, str) else stop)]
+        stops = [self._encode(s) for s in ([stop] if isinstance(stop, str) else stop)]
         if [] in stops:
             raise UserError("A stop string is empty; it must have at least one character.")
         if self.loaded:
             apply(self.gpt, self.fast)
         cached = self.fast if self.fast is not None else why_not(self.gpt) is None
-        windows = [self.tokenizer.encode(prompt or self.tokenizer.start)[-block_size:].tolist() for prompt in prompts]
+        windows = [self._encode(prompt or self.tokenizer.start)[-block_size:] for prompt in prompts]
         batches: list[tuple[list[int], Drawn]] = []  # windows of one length are written together
         for length in sorted({len(window) for window in windows}):
             batch = [i for i, window in enumerate(windows) if len(window) == length]

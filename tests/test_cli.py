@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import ROOT, TINY, Result, assert_clear_error, make_text, run_minigpt
 from minigpt.__main__ import main
 from minigpt.commands.generate import print_json
+from minigpt.errors import UserError
 from minigpt.generation import Sample
+from minigpt.training.module import GPTLightningModule
 
 RUN = Path("lightning_logs/tiny/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
@@ -435,6 +438,16 @@ def test_a_mistake_in_a_users_own_code_keeps_its_traceback(workplace: Path) -> N
     assert done.returncode == 1
     assert 'int("oops")' in done.stderr, "where it happened"
     assert "minigpt: " not in done.stderr
+
+
+def test_a_mistake_of_this_program_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def make_optimizer(self, precision):\n    raise ValueError('a bug')\n"
+    broken: dict[str, Any] = {}
+    exec(compile(source, GPTLightningModule.__init__.__code__.co_filename, "exec"), broken)
+    monkeypatch.setattr(GPTLightningModule, "make_optimizer", broken["make_optimizer"])
+    with pytest.raises(ValueError, match="a bug") as error:
+        run_minigpt("fit", "--config", "tiny.yaml")
+    assert not isinstance(error.value, UserError)
 
 
 def test_a_corpus_that_cannot_be_used_is_a_clear_error(workplace: Path) -> None:

@@ -528,3 +528,19 @@ def test_chat_in_a_terminal(terminal: Terminal, in_trained: Path) -> None:
     terminal.type("\x04")
     assert terminal.end() == 0
     assert "the rat" in (in_trained / ".minigpt_history").read_text().splitlines()
+
+
+def test_what_differs_by_typography_only_is_named_and_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text has the printer's apostrophe and accents apart, the user's keyboard has neither."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("it\u2019s late \u2013 cafe\u0301 noir\n" * 300, encoding="utf-8")
+    config = "model: {n_layer: 1, n_head: 1, n_embd: 8}\ntrainer: {max_steps: 1, accelerator: cpu}\n"
+    Path("tiny.yaml").write_text(config + "data: {corpus: text.txt, block_size: 8, batch_size: 2}\n")
+    assert run_minigpt("fit", "--config", "tiny.yaml").code == 0
+    generate = ("generate", "--ckpt_path", "last", "--max_new_tokens", 4, "--prompt")
+    assert_clear_error(run_minigpt(*generate, "it's caf\u00e9"), "'\u2019' for \"'\"", "--fold")
+    assert "--fold" not in run_minigpt(*generate, "\u0416").err
+    folded = run_minigpt(*generate, "it's - caf\u00e9", "--fold", "--stop", "'")
+    assert folded.code == 0, folded.err
+    assert folded.out.startswith("it\u2019s \u2013 cafe\u0301")
+    assert "were replaced" in folded.err

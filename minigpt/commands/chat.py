@@ -45,8 +45,8 @@ DEFAULTS: dict[str, Any] = {**dataclasses.asdict(Sampling()), "length": 300, "se
 class Chat:
     """A text that grows, and how the model goes on with it."""
 
-    def __init__(self, model: "Writer") -> None:
-        self.model = model
+    def __init__(self, model: "Writer", fold: bool = False) -> None:
+        self.model, self.fold = model, fold
         self.text = ""  # all that was written so far, by both
         self.before = ""  # the same before the last answer
         self.settings = DEFAULTS
@@ -59,6 +59,7 @@ class Chat:
             EOFError: the person leaves.
         """
         if not line.startswith("/"):
+            line = self.model.fold(line) if self.fold else line
             if line and self.text:
                 line = self.text.removesuffix("\n") + "\n" + line
             self.answer(line or self.text)
@@ -141,11 +142,18 @@ def history() -> Iterator[None]:
             readline.write_history_file(path)
 
 
-def chat(ckpt_path: str, device: str = "cpu", fast: bool | None = None, precision: Precision = "float32") -> None:
+def chat(
+    ckpt_path: str,
+    fold: bool = False,
+    device: str = "cpu",
+    fast: bool | None = None,
+    precision: Precision = "float32",
+) -> None:
     """Write together with a trained model: type the beginning of a text, watch it go on.
 
     Args:
         ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
+        fold: replace quotes, dashes, spaces and accented letters that the model doesn't know by those that it knows.
         device: where to compute, as PyTorch names it: cpu, cuda, mps.
         fast: compute by fast layers with a key-value cache; by default where they give what model.py gives.
         precision: bfloat16 computes under torch.autocast.
@@ -157,7 +165,7 @@ def chat(ckpt_path: str, device: str = "cpu", fast: bool | None = None, precisio
     model = load(ckpt_path, device, fast, precision)
     print(f"minigpt: {model.description}", file=sys.stderr)
     print("Type the beginning of a text. /help lists the commands.")
-    terminal = Chat(model)
+    terminal = Chat(model, fold)
     with history() if readline and sys.stdin.isatty() else contextlib.nullcontext():
         while True:
             try:

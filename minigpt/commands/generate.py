@@ -26,6 +26,7 @@ def generate(
     stop: list[str] = [],  # noqa: B006 - never changed
     seed: int = 1,
     stride: int | None = None,
+    fold: bool = False,
     json: bool = False,
     device: str = "cpu",
     precision: Precision = "float32",
@@ -43,6 +44,7 @@ def generate(
         stop: where this string would appear, the text ends before it; may be given several times.
         seed: the same seed gives the same text; the second of several texts is that of the next seed, and so on.
         stride: how many characters a full window moves on: 1 is exact and slow; by default half the window.
+        fold: replace quotes, dashes, spaces and accented letters that the model doesn't know by those that it knows.
         json: print the texts as JSON, with the log-probability of every character, why each ended, seeds and speed.
         device: where to compute, as PyTorch names it: cpu, cuda, mps.
         precision: bfloat16 computes under torch.autocast.
@@ -57,6 +59,10 @@ def generate(
             raise UserError("Both prompt and prompt_file were given; give one.")
         prompt = read_prompt(prompt_file)
     model = load(ckpt_path, device, fast, precision)
+    if fold and (folded := model.fold(prompt)) != prompt:
+        print("minigpt: in the prompt, characters were replaced by those that the model knows.", file=sys.stderr)
+        prompt = folded
+    stop = [model.fold(text) if fold else text for text in stop]
     prompts = [prompt] * num_samples
     steps = model.write(prompts, max_new_tokens=max_new_tokens, stop=stop, seed=seed, stride=stride, **sampling)
     for note in (model.description, *model.notes(prompt)):

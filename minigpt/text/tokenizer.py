@@ -1,6 +1,8 @@
 """Text to ids and back: one id per character, or one per byte of UTF-8."""
 
 import codecs
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +14,13 @@ CODE_POINTS = 0x110000
 # In a vocabulary it stands for all that the vocabulary lacks. It is half a surrogate pair, no character, so no text
 # holds it. It is shown as Unicode's replacement character.
 UNKNOWN, SHOWN = "\udfff", "\ufffd"
+# Characters that differ by typography only.
+TYPOGRAPHY = (
+    "'\u2018\u2019\u201a\u201b\u0060\u00b4\u2032\u02bc",  # apostrophes and single quotes
+    '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033',  # double quotes
+    "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212",  # hyphens, dashes, minus
+    " \t\u00a0\u2002\u2003\u2007\u2009\u202f\u3000",
+)
 Decoder = Callable[[Sequence[int], bool], str]  # the next ids, and whether they are the last, to text
 
 
@@ -91,6 +100,20 @@ class CharTokenizer:
             )
         return ids.astype(self.dtype, copy=False)
 
+    def lookalikes(self, text: str) -> dict[str, str]:
+        """Characters of ``text`` that are not known, each with what is known and differs by typography only.
+
+        That is another quote, dash or space, or the same letter in another of Unicode's normal forms.
+        """
+        found = {}
+        for unit in dict.fromkeys(re.findall(r".[\u0300-\u036f]*", text, re.DOTALL)):  # a letter with its accents
+            forms = [unicodedata.normalize(form, unit) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+            alike = [other for group in TYPOGRAPHY if unit in group for other in group]
+            known = [other for other in (unit, *forms, *alike) if set(other) <= set(self.vocabulary)]
+            if known and known[0] != unit:
+                found[unit] = known[0]
+        return found
+
     def decode(self, ids: NDArray[np.integer]) -> str:
         """The text of ``ids``; the unknown symbol becomes U+FFFD."""
         return self._shown[ids].tobytes().decode("utf-32-le", "surrogatepass")
@@ -124,6 +147,9 @@ class ByteTokenizer(CharTokenizer):
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+    def lookalikes(self, text: str) -> dict[str, str]:
+        return {}  # every character is known
 
     def decode(self, ids: NDArray[np.integer]) -> str:
         """The text of ``ids``; bytes that make no character become U+FFFD."""

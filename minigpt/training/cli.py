@@ -7,6 +7,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import traceback
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -358,8 +359,9 @@ class MiniGPTCLI(LightningCLI):
         getattr(self, f"before_{self.command}", lambda: None)()
         try:
             getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, **arguments)
-        except (MisconfigurationException, ModuleNotFoundError, ValueError):
-            if self.model.begun:
+        except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+            raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            if self.model.begun or raised_in.is_relative_to(Path(__file__).parents[1]):  # the latter is a bug of ours
                 raise
             with building_from("One of the settings"):  # Lightning looks at some only now
                 raise
