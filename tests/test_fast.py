@@ -91,6 +91,7 @@ def test_the_linear_map_of_a_generation_step_is_the_same_and_keeps_no_old_copy(r
     gpt = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=256))
     fast.put_in(gpt)
     layer, x = gpt.get_submodule("blocks.0.feed_forward.expand"), torch.randn(rows, 1, 256)
+    assert isinstance(layer, fast.FastLinear)
     copies = fast.Packed(gpt, rows)
     for _ in range(3):
         with torch.no_grad():
