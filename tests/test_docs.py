@@ -134,7 +134,7 @@ class Reader:
     def run_minigpt(self, words: list[str]) -> None:
         words += shlex.split(SHORTER.get(words[3], ""))
         if words[3] == "fit":
-            self.steps = 2 + (self.steps if "last" in words else 0)
+            self.steps = 2 + (self.steps if {"last", "best"} & set(words) else 0)
             words += ["--trainer.max_steps", str(self.steps)]
         if self.package or any("ddp" in word for word in words):
             environment = os.environ | (
