@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,10 @@ def test_a_changed_setting_is_refused_without_branch_and_a_changed_shape_with_it
     further = ("--ckpt_path", "last", "--trainer.max_steps", 32)
     before = contents(in_trained)
     assert_clear_error(run_minigpt("fit", *further, "--data.batch_size", 4), "made with 8", "--branch true")
-    result = run_minigpt("fit", *further, "--branch", "true", "--model.n_embd", 32)
-    assert_clear_error(result, "n_embd is given as 32", "made with 16")
-    assert "--branch" not in result.err
+    for flag, value, made_with in (("--model.n_embd", 32, 16), ("--data.block_size", 8, 16)):
+        result = run_minigpt("fit", *further, "--branch", "true", flag, value)
+        assert_clear_error(result, f"{flag[2:]} is given as {value}", f"made with {made_with}")
+        assert "--branch" not in result.err
     assert contents(in_trained) == before
     fit(*further, "--branch", "true", "--data.batch_size", 4)
     assert read_checkpoint(NEW.last)["datamodule_hyper_parameters"]["batch_size"] == 4
@@ -179,7 +179,6 @@ def test_a_full_log_file_ends_no_training(workplace: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 0
     assert read_checkpoint(OLD.last)["global_step"] == 24
-    assert time.time() - OLD.last.stat().st_mtime < 600
 
 
 def test_the_schedule_is_stretched_to_a_new_end_and_the_rates_are_told(in_trained: Path) -> None:

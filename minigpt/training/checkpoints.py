@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,9 +83,16 @@ class RunCheckpoint(Checkpoint):
                 file.write(self.config.encode())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if settings := yaml.safe_load(self.config):
-            checkpoint["settings"] = {name: settings[name] for name in ("name", "fast", *GROUPS)}
-            checkpoint["settings"]["model"] = {"compile": settings["model"]["compile"]}
+        if self.config:
+            checkpoint["settings"] = self._settings
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the config, which takes as long to read as many a step."""
+        settings = yaml.safe_load(self.config)
+        return {name: settings[name] for name in ("name", "fast", *GROUPS)} | {
+            "model": {"compile": settings["model"]["compile"]}
+        }
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if training_is_done(trainer):

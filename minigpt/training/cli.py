@@ -82,7 +82,7 @@ class MiniGPTCLI(LightningCLI):
                 args=args,
                 run=False,
                 parser_kwargs=strict,
-                save_config_callback=None,  # see RunConfig
+                save_config_callback=None,  # see RunCheckpoint
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -189,7 +189,7 @@ class MiniGPTCLI(LightningCLI):
         if self.command == "predict":
             free |= {"data.encoding", "data.suffixes"}
         elif self.command == "fit" and settings.branch:
-            free |= own.keys() - {f"model.{name}" for name in FIXED} - {"data.tokenizer"}
+            free |= {key for key in own if key.rpartition(".")[2] not in FIXED}
         elif self.command != "fit" and settings.data.corpus != data["corpus"]:
             splits = ("val_fraction", "test_fraction", "val_corpus", "test_corpus")
             free |= {f"data.{k}" for k in (*splits, "encoding", "suffixes")}
@@ -198,7 +198,7 @@ class MiniGPTCLI(LightningCLI):
             raise UserError(
                 f"{key} is given as {settings[key]!r}, but the checkpoint {path} was made with {own[key]!r}. "
                 "A checkpoint keeps its own settings: leave out the flag, or the --config that sets it. "
-                + ("" if key.removeprefix("model.") in FIXED else "To change it from here on, add --branch true. ")
+                + ("" if key.rpartition(".")[2] in FIXED else "To change it from here on, add --branch true. ")
                 + "Or start a new run without --ckpt_path."
             )
         self.changes = [f"{key} {settings[key]} instead of {value}" for key, value in changes.items()]
@@ -257,6 +257,9 @@ class MiniGPTCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer, checkpoint = self.config_init.trainer, self.config_init.checkpoint
+        if self.command == "fit" and self.checkpoint:  # now, for in what follows files are made
+            self.datamodule.setup("fit")
+            self.datamodule.check_same_text(self.checkpoint["CharDataModule"])
         logger = False if trainer.logger is None else trainer.logger
         own: dict[str, Any] = {"logger": logger, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
@@ -292,7 +295,7 @@ class MiniGPTCLI(LightningCLI):
         if self.checkpoint_path and new and rank == 0:
             run.begin_with(self.checkpoint_path, self.checkpoint)
         for logger in listed(trainer.logger):
-            if isinstance(logger, CSVLogger) and (rows := Path(logger.log_dir, "metrics.csv")).exists():
+            if rank == 0 and isinstance(logger, CSVLogger) and (rows := Path(logger.log_dir, "metrics.csv")).exists():
                 rows.rename(rows.with_name(f"metrics.{written_at(rows)}.csv"))  # or the logger would delete it
         step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
         logger = trainer.logger
@@ -311,9 +314,6 @@ class MiniGPTCLI(LightningCLI):
         line += f", {how['threads']} thread{'s' * (how['threads'] > 1)}" if how["threads"] else ""
         if self.command == "fit":
             self.datamodule.check_share(self.trainer.world_size)
-            if self.checkpoint:  # now, for the trainer would let loggers make their files before
-                self.datamodule.setup("fit")
-                self.datamodule.check_same_text(self.checkpoint["CharDataModule"])
             if how["device"] == "cpu":
                 floats = TRAINING[self.model.hparams["optimizer"]]
                 check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size, parameters)

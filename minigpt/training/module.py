@@ -194,9 +194,9 @@ class GPTLightningModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip with a fused optimizer under bf16-mixed, although nothing is scaled there.
-        self.weights = self.weights or list(self.parameters())  # where configure_optimizers is a user's own
         if gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm = value is not supported; gradients are clipped by norm.")
+        self.weights = self.weights or list(self.parameters())  # where configure_optimizers is a user's own
         # FSDP, whose devices hold parts of the gradients, brings its own. (Not run.)
         clip = getattr(self.trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, self.weights))
         self.grad_norm = clip(gradient_clip_val or math.inf)

@@ -22,7 +22,8 @@ PLACES = ("data_dir", "mirror", "num_workers", "max_unpacked_gb")
 # Texts in the trainer's settings that can name no code but Lightning's and this program's: no other path, no file.
 NO_FOREIGN_CODE = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
 # What no resume can change, for the weights and the optimizer's state have this form.
-FIXED = {f.name for f in dataclasses.fields(GPTConfig)} - {"embd_pdrop", "attn_pdrop", "resid_pdrop"} | {"optimizer"}
+FIXED = {f.name for f in dataclasses.fields(GPTConfig)} - {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
+FIXED |= {"optimizer", "tokenizer"}
 
 
 def why_branch(checkpoint: dict[str, Any], home: RunFolder | None, name: str | None, branch: bool) -> str:
