@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from minigpt.generation import Writer
+    from minigpt.glassbox.trace import Model
 
 __version__ = "0.1.0"
 
@@ -17,11 +17,12 @@ Precision = Literal["float32", "bfloat16"]
 
 def load(
     ckpt_path: str | Path, device: str = "cpu", fast: bool | None = None, precision: Precision = "float32"
-) -> Writer:
-    """A trained model that writes::
+) -> Model:
+    """A trained model that writes, and that one can look into::
 
         model = minigpt.load("best.ckpt")
         print(model.generate("ROMEO:", max_new_tokens=300, temperature=0.8))
+        print(model.trace("ROMEO:"))
 
     Args:
         ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
@@ -38,7 +39,7 @@ def load(
     import torch
 
     from minigpt.fast import apply
-    from minigpt.generation import Writer
+    from minigpt.glassbox.trace import Model
     from minigpt.run import find_checkpoint, load_gpt
 
     path = find_checkpoint(str(ckpt_path))
@@ -50,4 +51,4 @@ def load(
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise UserError(f"The device {device!r} can't be used: {str(error).splitlines()[0]}") from error
     apply(gpt, fast)
-    return Writer(gpt, tokenizer, fast, getattr(torch, precision), f"{path} on {device}, in {precision}")
+    return Model(gpt, tokenizer, fast, getattr(torch, precision), f"{path} on {device}, in {precision}")

@@ -1,0 +1,443 @@
+"""Every activation of a model while it reads a text, and the same with parts of the model switched off or replaced.
+
+The values come from ``model.py`` itself. A *shell*, a second set of modules around the same weights, reads the text
+with hooks on its named modules. So what a learner changes in ``model.py`` shows here, nothing is ever left behind in
+the model, and many threads may look into one model at once. A hook of your own on the model acts here too.
+"""
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.errors import UserError
+from minigpt.fast import take_out
+from minigpt.generation import Writer
+from minigpt.model import GPT
+from minigpt.text.tokenizer import CharTokenizer
+
+Part = Literal[
+    "embedding", "residual", "residual_middle", "block", "attention", "head", "feed_forward", "neuron", "position"
+]
+
+
+class Traceable(Protocol):
+    """What :func:`trace` looks into: what ``minigpt.load`` gives, or a ``GPTLightningModule``, in training too."""
+
+    gpt: GPT
+    tokenizer: CharTokenizer
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change to what a model computes, as plain data. By default it switches the part off.
+
+    ``Intervention("head", layer=1, index=2)`` takes away what head 2 of block 1 writes;
+    ``Intervention("neuron", 0, 17, scale=3)`` makes neuron 17 of block 0 three times as strong;
+    ``Intervention("residual", 1, positions=(4,), patch_from="JULIET:")`` lets block 1 read at position 4 what it
+    would read there in another text (activation patching, Vig et al. 2020).
+
+    Layers, heads, neurons and positions are numbered from 0.
+    """
+
+    # embedding: the residual stream at the bottom. residual, residual_middle: the stream before block ``layer`` (or
+    #     after the last, layer = n_layer), and between the block's halves.
+    # attention, feed_forward: what that half of the block adds to the stream; block: both.
+    # head: what it writes, before the output projection. neuron: one channel inside the feed-forward, after the GELU.
+    # position: what later positions see of these ``positions``, through head ``index`` of block ``layer`` or all.
+    part: Part
+    layer: int | None = None
+    index: int | None = None  # of the head or neuron
+    positions: tuple[int, ...] | None = None  # all by default
+    scale: float = 0.0  # the value is multiplied by it (for a position: the weights before the pattern sums to 1)
+    mean_of: str | None = None  # replaces the value by its mean over all positions of this text instead
+    patch_from: str | None = None  # replaces the value by the one at the same positions of this text instead
+
+    def __str__(self) -> str:
+        where = "" if self.layer is None else f" {self.layer}" + ("" if self.index is None else f".{self.index}")
+        at = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
+        how = (
+            f"mean of {self.mean_of!r}"
+            if self.mean_of is not None
+            else f"times {self.scale:g}"
+            if self.scale
+            else "off"
+        )
+        return f"{self.part}{where}{at} {how if self.patch_from is None else f'from {self.patch_from!r}'}"
+
+
+class Activations:
+    """All that was computed for a batch of B sequences of T tokens; L blocks, H heads, and the letters of model.py.
+
+    ``values`` holds each by its name in ``model.py``; the properties stack them over the blocks. Of a
+    :class:`Trace`, which has one text, the shapes are without B. Everything is float32, on the model's device.
+
+    Attributes:
+        gpt: the shell. It shares the model's weights; of a model in training, look before they change.
+        ids_BT: what was read.
+        values: by name; beside those listed in model.py ``logits``, and of each attention ``.scores``, what goes into
+            the softmax, and ``.heads``, what goes into the output projection.
+    """
+
+    def __init__(self, gpt: GPT, ids_BT: Tensor, values: dict[str, Tensor]) -> None:
+        self.gpt, self.ids_BT, self.values = gpt, ids_BT, values
+
+    def _stack(self, name: str) -> Tensor:
+        return torch.stack([self.values[f"blocks.{i}.{name}"] for i in range(len(self.gpt.blocks))])
+
+    def _split(self, x_LBTC: Tensor) -> Tensor:
+        """The channels of each head: (L, B, H, T, D) from (L, B, T, C)."""
+        return x_LBTC.unflatten(-1, (self.gpt.config.n_head, -1)).transpose(-3, -2)
+
+    @cached_property
+    def token(self) -> Tensor:
+        """What the token embedding adds to the residual stream, (B, T, C)."""
+        return self.embedding - self.position
+
+    @cached_property
+    def position(self) -> Tensor:
+        """What the position embedding adds to the residual stream, (T, C)."""
+        return self.values["position_embedding"]
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """The residual stream at the bottom: token plus position, (B, T, C)."""
+        return self.values["embedding_dropout"]
+
+    @cached_property
+    def residual_before(self) -> Tensor:
+        """The residual stream that each block reads, (L, B, T, C)."""
+        return torch.cat((self.embedding.unsqueeze(0), self.residual_after[:-1]))
+
+    @cached_property
+    def residual_middle(self) -> Tensor:
+        """The residual stream between the halves of each block, (L, B, T, C)."""
+        return self._stack("residual_middle")
+
+    @cached_property
+    def residual_after(self) -> Tensor:
+        """The residual stream after each block, (L, B, T, C)."""
+        return torch.stack([self.values[f"blocks.{i}"] for i in range(len(self.gpt.blocks))])
+
+    @cached_property
+    def query(self) -> Tensor:
+        """What each position looks for, (L, B, H, T, D)."""
+        return self._split(self._stack("attention.qkv").chunk(3, -1)[0])
+
+    @cached_property
+    def key(self) -> Tensor:
+        """By what each position is found, (L, B, H, T, D)."""
+        return self._split(self._stack("attention.qkv").chunk(3, -1)[1])
+
+    @cached_property
+    def value(self) -> Tensor:
+        """What each position hands on where it is found, (L, B, H, T, D)."""
+        return self._split(self._stack("attention.qkv").chunk(3, -1)[2])
+
+    @cached_property
+    def pattern(self) -> Tensor:
+        """How much each position takes from itself and those before it, (L, B, H, T, S): each row sums to 1."""
+        return self._stack("attention.softmax")
+
+    @cached_property
+    def head(self) -> Tensor:
+        """What each head collects: its pattern times its values, before the output projection, (L, B, H, T, D)."""
+        return self._split(self._stack("attention.heads"))
+
+    @cached_property
+    def head_output(self) -> Tensor:
+        """What each head adds to the residual stream, (L, B, H, T, C); with the projection's bias they are all that
+        attention adds."""
+        weights_LHCD = torch.stack([projection_by_head(block) for block in self.gpt.blocks])
+        by_head = weights_LHCD if self.head.dim() == 4 else weights_LHCD.unsqueeze(1)
+        return self.head @ by_head.transpose(-2, -1)
+
+    @cached_property
+    def attention(self) -> Tensor:
+        """What the attention of each block adds to the residual stream, (L, B, T, C)."""
+        return self._stack("attention")
+
+    @cached_property
+    def neurons(self) -> Tensor:
+        """The neurons of each feed-forward, after the GELU, (L, B, T, 4C)."""
+        return self._stack("feed_forward.gelu")
+
+    @cached_property
+    def feed_forward(self) -> Tensor:
+        """What the feed-forward of each block adds to the residual stream, (L, B, T, C)."""
+        return self._stack("feed_forward")
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Of the token after each position, (B, T, V)."""
+        return self.values["logits"]
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """Natural logarithms of the probabilities of the token after each position, (B, T, V)."""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def nats(self) -> Tensor:
+        """The loss of each token in nats, its surprisal, (B, T). Nothing predicts the first: NaN."""
+        next_ids = self.ids_BT[..., 1:].long().unsqueeze(-1)
+        nats = -self.log_probabilities[..., :-1, :].gather(-1, next_ids).squeeze(-1)
+        return F.pad(nats, (1, 0), value=math.nan)
+
+    @property
+    def bits(self) -> Tensor:
+        """The loss of each token, in bits, (B, T); the first is NaN."""
+        return self.nats / math.log(2)
+
+
+class Trace(Activations):
+    """What a model computes while it reads one text: the properties of :class:`Activations`, without B.
+
+    ``print`` shows what each character cost, and what the model had expected in its place.
+
+    Attributes:
+        text: what was read; tokens: it, one by one, as they are shown; tokenizer: what made them.
+        interventions: what was changed.
+    """
+
+    def __init__(
+        self, batch: Activations, text: str, tokenizer: CharTokenizer, interventions: Sequence[Intervention]
+    ) -> None:
+        values = {name: value if name == "position_embedding" else value[0] for name, value in batch.values.items()}
+        super().__init__(batch.gpt, batch.ids_BT[0], values)
+        self.text, self.tokenizer, self.interventions = text, tokenizer, tuple(interventions)
+        self.tokens = [tokenizer.label(int(i)) for i in self.ids_BT]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of a token in nats; NaN for a text of one."""
+        return float(self.nats[1:].double().mean())
+
+    def expected(self, position: int, count: int = 3) -> list[tuple[str, float]]:
+        """The likeliest tokens after ``position``, each with its probability."""
+        probabilities, ids = self.log_probabilities[position].exp().topk(min(count, self.logits.shape[-1]))
+        return [(self.tokenizer.label(int(i)), float(p)) for p, i in zip(probabilities, ids, strict=True)]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.tokens)} tokens, {self.loss / math.log(2):.3f} bits each from the second on"]
+        lines += [f"changed: {intervention}" for intervention in self.interventions]
+        lines.append("position  token   bits   expected")
+        for t, (token, bits) in enumerate(zip(self.tokens, self.bits.tolist(), strict=True)):
+            guesses = self.expected(t - 1) if t else []
+            cost = f"{bits:6.2f}   " + "  ".join(f"{it!r} {p:.0%}" for it, p in guesses) if t else "     -"
+            lines.append(f"{t:8}  {token!r:6}{cost}")
+        return "\n".join(lines)
+
+
+class Model(Writer):
+    """What ``minigpt.load`` gives: a trained model that writes, and that one can look into."""
+
+    def trace(self, text: str, interventions: Iterable[Intervention] = ()) -> Trace:
+        """See :func:`trace`."""
+        return trace(self, text, interventions)
+
+
+def trace(model: Traceable, text: str, interventions: Iterable[Intervention] = ()) -> Trace:
+    """What ``model`` computes while it reads ``text``, by the formulas of model.py in float32.
+
+    It is a pure function: nothing stays in the model, after an error neither, and threads may ask at the same time.
+
+    Args:
+        model: what ``minigpt.load`` gives, or a ``GPTLightningModule``, in training too.
+        text: at least one token, at most ``block_size``.
+        interventions: what to change on the way, in this order where two meet.
+
+    Raises:
+        UserError: the text is empty, too long or has unknown characters; or a part isn't there.
+    """
+    interventions = list(interventions)
+    ids_BT = _encode(model.gpt, model.tokenizer, text)
+    return Trace(observe(model.gpt, ids_BT, interventions, model.tokenizer), text, model.tokenizer, interventions)
+
+
+@torch.no_grad()
+def observe(
+    gpt: GPT, ids_BT: Tensor, interventions: Sequence[Intervention] = (), tokenizer: CharTokenizer | None = None
+) -> Activations:
+    """What ``gpt`` computes for a batch of ids, (B, T): :func:`trace` without the texts.
+
+    Args:
+        gpt: the model.
+        ids_BT: token ids, at most ``block_size`` of a sequence.
+        interventions: what to change, in every sequence alike.
+        tokenizer: reads the texts of ``mean_of`` and ``patch_from``.
+
+    Raises:
+        UserError: a part that is to be changed isn't there, or model.py lacks a module by which it is looked at.
+    """
+    ids_BT = ids_BT.to(gpt.token_embedding.weight.device)
+    sources: dict[str, Activations] = {}
+    for text in {text for it in interventions for text in (it.mean_of, it.patch_from) if text is not None}:
+        assert tokenizer is not None, "a text needs a tokenizer"
+        sources[text] = observe(gpt, _encode(gpt, tokenizer, text))
+    edits: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+    for intervention in interventions:
+        _check(intervention, gpt, ids_BT.shape[1])
+        for name, channels in _places(intervention, gpt):
+            edits.setdefault(name, []).append(_edit(intervention, name, channels, sources))
+    shell, values, hooks = make_shell(gpt), {}, []
+    modules = dict(shell.named_modules())
+
+    def change(name: str, value: Tensor) -> Tensor:
+        for edit in edits.get(name, ()):
+            value = edit(value)
+        values[name] = value
+        return value
+
+    def look(path: str, name: str, into: bool = False) -> None:
+        """Keep, and change, what comes out of a module, or what goes into it."""
+        if path not in modules:
+            raise UserError(
+                f"model.py makes no module {path!r}, by which the glass box looks at the model: name it so."
+            )
+        if into:
+            hook: Any = modules[path].register_forward_pre_hook(lambda _, args: (change(name, args[0]), *args[1:]))
+        else:
+            hook = modules[path].register_forward_hook(lambda _, args, output: change(name, output))
+        hooks.append(hook)
+
+    for path in ("token_embedding", "position_embedding", "embedding_dropout"):
+        look(path, path)
+    for i in range(len(shell.blocks)):
+        block = f"blocks.{i}"
+        look(f"{block}.attention.softmax", f"{block}.attention.scores", into=True)
+        look(f"{block}.attention.projection", f"{block}.attention.heads", into=True)
+        parts = ("attention.qkv", "attention.softmax", "attention", "residual_middle", "feed_forward.gelu")
+        for path in (*(f"{block}.{part}" for part in parts), f"{block}.feed_forward", block):
+            look(path, path)
+    with torch.autocast(ids_BT.device.type, enabled=False):
+        values["logits"] = shell(ids_BT)
+    for hook in hooks:
+        hook.remove()
+    return Activations(shell, ids_BT, values)
+
+
+def make_shell(gpt: GPT) -> GPT:
+    """The same model by the formulas of model.py, in float32 and evaluation mode, around the same weights.
+
+    Weights of another type are converted; all others are shared, not copied.
+    """
+
+    def twin(module: nn.Module) -> nn.Module:
+        new = copy.copy(module)  # with dictionaries of its own, so that nothing done to it reaches the module
+        state = vars(new)
+        state |= {name: OrderedDict(value) for name, value in state.items() if name.endswith("_hooks")}
+        state["_parameters"] = {n: p if p is None else p.detach().float() for n, p in module._parameters.items()}
+        state["_buffers"] = {
+            n: b.float() if b is not None and b.is_floating_point() else b for n, b in module._buffers.items()
+        }
+        state["_modules"] = {n: m if m is None else twin(m) for n, m in module._modules.items()}
+        state["training"], state["_compiled_call_impl"] = False, None
+        return new
+
+    shell = twin(gpt)
+    assert isinstance(shell, GPT)
+    take_out(shell)
+    return shell
+
+
+def projection_by_head(block: Any) -> Tensor:
+    """The output projection of a block's attention, cut into what each head sends through it: (H, C, D)."""
+    weight_CC: Tensor = block.attention.projection.weight
+    return weight_CC.unflatten(1, (block.attention.n_head, -1)).transpose(0, 1)
+
+
+def _encode(gpt: GPT, tokenizer: CharTokenizer, text: str) -> Tensor:
+    """The ids of a text that fits the window, (1, T)."""
+    ids = tokenizer.encode(text)
+    if not 1 <= len(ids) <= gpt.config.block_size:
+        raise UserError(
+            f"The text has {len(ids):,} tokens; a trace needs at least one, "
+            f"and the model's window holds {gpt.config.block_size:,}."
+        )
+    return torch.from_numpy(ids.astype("int64")).unsqueeze(0)
+
+
+def _check(it: Intervention, gpt: GPT, length: int) -> None:
+    """Raise a UserError where ``it`` names something that isn't there."""
+    config = gpt.config
+    if it.part not in get_args(Part):
+        raise UserError(f"{it.part!r} is no part of a model; parts are {', '.join(get_args(Part))}.")
+    layered, indexed = it.part != "embedding", it.part in ("head", "neuron")
+    layers = config.n_layer + (it.part == "residual")
+    count = 4 * config.n_embd if it.part == "neuron" else config.n_head
+    if it.part == "position":
+        if it.positions is None or it.mean_of is not None or it.patch_from is not None:
+            raise UserError(
+                "A position is switched off or scaled, at chosen positions; to patch one, patch a residual."
+            )
+        layered, indexed = it.layer is not None, it.index is not None
+    for name, value, wanted, most in (("layer", it.layer, layered, layers), ("index", it.index, indexed, count)):
+        if wanted != (value is not None):
+            raise UserError(f"The part {it.part!r} {'needs' if wanted else 'takes no'} {name}.")
+        if value is not None and not 0 <= value < most:
+            raise UserError(f"{name} is {value}; for the part {it.part!r} it must be from 0 to {most - 1}.")
+    if it.mean_of is not None and it.patch_from is not None:
+        raise UserError("An intervention takes the mean of a text or patches from a text, not both.")
+    if outside := [p for p in it.positions or () if not 0 <= p < length]:
+        raise UserError(f"The text has positions 0 to {length - 1}, but position {outside[0]} is to be changed.")
+
+
+def _places(it: Intervention, gpt: GPT) -> list[tuple[str, slice]]:
+    """The names of the values that an intervention changes, each with the channels that it changes there."""
+    everything, D = slice(None), gpt.config.n_embd // gpt.config.n_head
+    block, i = f"blocks.{it.layer}", it.index or 0
+    match it.part:
+        case "embedding":
+            return [("embedding_dropout", everything)]
+        case "residual":
+            return [(f"blocks.{it.layer - 1}" if it.layer else "embedding_dropout", everything)]
+        case "head":
+            return [(f"{block}.attention.heads", slice(i * D, (i + 1) * D))]
+        case "neuron":
+            return [(f"{block}.feed_forward.gelu", slice(i, i + 1))]
+        case "block":
+            return [(f"{block}.attention", everything), (f"{block}.feed_forward", everything)]
+        case "position":
+            layers = range(gpt.config.n_layer) if it.layer is None else [it.layer]
+            return [(f"blocks.{j}.attention.scores", everything) for j in layers]
+        case part:
+            return [(f"{block}.{part}", everything)]
+
+
+def _edit(it: Intervention, name: str, channels: slice, sources: dict[str, Activations]) -> Callable[[Tensor], Tensor]:
+    """The function that changes one value, (B, T, channels) or scores, (B, H, T, S), as ``it`` says."""
+    rows: Any = slice(None) if it.positions is None else list(it.positions)
+
+    def scale_scores(scores_BHTS: Tensor) -> Tensor:
+        # exp(score + log(scale)): the softmax then shares out what is left. A position always sees itself.
+        heads = slice(None) if it.index is None else slice(it.index, it.index + 1)
+        later_TS = torch.ones_like(scores_BHTS[0, 0]).tril(-1)
+        chosen_S = torch.zeros_like(later_TS[0])
+        chosen_S[rows] = math.log(it.scale) if it.scale > 0 else -math.inf
+        scores_BHTS = scores_BHTS.clone()
+        scores_BHTS[:, heads] += torch.where(later_TS > 0, chosen_S, 0.0)
+        return scores_BHTS
+
+    def replace(value_BTC: Tensor) -> Tensor:
+        value_BTC = value_BTC.clone()
+        if it.mean_of is not None:
+            value_BTC[:, rows, channels] = sources[it.mean_of].values[name][..., channels].mean((0, 1))
+        elif it.patch_from is not None:
+            source_BTC = sources[it.patch_from].values[name]
+            highest = max(it.positions or [value_BTC.shape[1] - 1])
+            if highest >= source_BTC.shape[1]:
+                raise UserError(f"{it.patch_from!r} has no position {highest} to patch from; choose positions in both.")
+            value_BTC[:, rows, channels] = source_BTC[:, : value_BTC.shape[1]][:, rows, channels]
+        else:
+            value_BTC[:, rows, channels] *= it.scale
+        return value_BTC
+
+    return scale_scores if it.part == "position" else replace
