@@ -7,11 +7,13 @@ the model, and many threads may look into one model at once. A hook of your own 
 
 import copy
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from types import MethodType
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,21 +46,43 @@ class Intervention:
     ``Intervention("residual", 1, positions=(4,), patch_from="JULIET:")`` lets block 1 read at position 4 what it
     would read there in another text (activation patching, Vig et al. 2020).
 
-    Layers, heads, neurons and positions are numbered from 0.
+    Layers, heads, neurons and positions are numbered from 0. ``Intervention(**dataclasses.asdict(it))`` is ``it``
+    again, also by way of JSON.
+
+    Raises:
+        UserError: something that must be a number is none.
     """
 
     # embedding: the residual stream at the bottom. residual, residual_middle: the stream before block ``layer`` (or
-    #     after the last, layer = n_layer), and between the block's halves.
-    # attention, feed_forward: what that half of the block adds to the stream; block: both.
+    #     after the last, layer = n_layer), and between the block's halves; in post-norm, after the norm there.
+    # attention, feed_forward: what that half of the block adds to the stream; block: both. (In post-norm the norms
+    #     still act on the stream of a block that is off.)
     # head: what it writes, before the output projection. neuron: one channel inside the feed-forward, after the GELU.
-    # position: what later positions see of these ``positions``, through head ``index`` of block ``layer`` or all.
+    # position: what later positions see of these ``positions``: through head ``index`` of block ``layer``, through all
+    #     heads of that block, or, without a layer, through all. Each position still sees itself.
     part: Part
     layer: int | None = None
     index: int | None = None  # of the head or neuron
-    positions: tuple[int, ...] | None = None  # all by default
+    positions: tuple[int, ...] | None = None  # where the value is changed; everywhere by default
     scale: float = 0.0  # the value is multiplied by it (for a position: the weights before the pattern sums to 1)
-    mean_of: str | None = None  # replaces the value by its mean over all positions of this text instead
-    patch_from: str | None = None  # replaces the value by the one at the same positions of this text instead
+    # Instead of the product, what the unchanged model computes for another text:
+    mean_of: str | None = None  # the mean over all its positions
+    patch_from: str | None = None  # the value at the same position
+
+    def __post_init__(self) -> None:
+        # Plain numbers and a tuple, also if they come as a tensor's, as NumPy's or as a list from JSON.
+        try:
+            for name in ("layer", "index"):
+                if getattr(self, name) is not None:
+                    object.__setattr__(self, name, operator.index(getattr(self, name)))
+            if self.positions is not None:
+                object.__setattr__(self, "positions", tuple(map(operator.index, self.positions)))
+            object.__setattr__(self, "scale", float(self.scale))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                "An intervention's layer and index are whole numbers, its positions a list of such, and its scale is "
+                f"a number; but {error}."
+            ) from error
 
     def __str__(self) -> str:
         where = "" if self.layer is None else f" {self.layer}" + ("" if self.index is None else f".{self.index}")
@@ -73,24 +97,34 @@ class Intervention:
         return f"{self.part}{where}{at} {how if self.patch_from is None else f'from {self.patch_from!r}'}"
 
 
+class _Values(dict[str, Tensor]):
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"There is no {name!r}: no module of this name was called. The glass box finds what a model computes by "
+            "the names at the top of model.py. Keep them where you change a formula, also in a forward of your own."
+        )
+
+
 class Activations:
     """All that was computed for a batch of B sequences of T tokens; L blocks, H heads, and the letters of model.py.
 
     ``values`` holds each by its name in ``model.py``; the properties stack them over the blocks. Of a
-    :class:`Trace`, which has one text, the shapes are without B. Everything is float32, on the model's device.
+    :class:`Trace`, which has one text, the shapes are without B. Everything is float32, on the model's device, and
+    as interventions left it. A :class:`UserError` says what a changed model.py doesn't compute.
 
     Attributes:
         gpt: the shell. It shares the model's weights; of a model in training, look before they change.
         ids_BT: what was read.
-        values: by name; beside those listed in model.py ``logits``, and of each attention ``.scores``, what goes into
-            the softmax, and ``.heads``, what goes into the output projection.
+        values: by name; beside those listed in model.py ``embedding``, what goes into ``embedding_dropout``,
+            ``logits``, and of each attention ``.scores``, what goes into the softmax, and ``.heads``, what goes into
+            the output projection.
     """
 
     def __init__(self, gpt: GPT, ids_BT: Tensor, values: dict[str, Tensor]) -> None:
-        self.gpt, self.ids_BT, self.values = gpt, ids_BT, values
+        self.gpt, self.ids_BT, self.values = gpt, ids_BT, _Values(values)
 
     def _stack(self, name: str) -> Tensor:
-        return torch.stack([self.values[f"blocks.{i}.{name}"] for i in range(len(self.gpt.blocks))])
+        return torch.stack([self.values[f"blocks.{i}{name}"] for i in range(len(self.gpt.blocks))])
 
     def _split(self, x_LBTC: Tensor) -> Tensor:
         """The channels of each head: (L, B, H, T, D) from (L, B, T, C)."""
@@ -99,7 +133,7 @@ class Activations:
     @cached_property
     def token(self) -> Tensor:
         """What the token embedding adds to the residual stream, (B, T, C)."""
-        return self.embedding - self.position
+        return self.values["embedding"] - self.position
 
     @cached_property
     def position(self) -> Tensor:
@@ -119,37 +153,37 @@ class Activations:
     @cached_property
     def residual_middle(self) -> Tensor:
         """The residual stream between the halves of each block, (L, B, T, C)."""
-        return self._stack("residual_middle")
+        return self._stack(".residual_middle")
 
     @cached_property
     def residual_after(self) -> Tensor:
         """The residual stream after each block, (L, B, T, C)."""
-        return torch.stack([self.values[f"blocks.{i}"] for i in range(len(self.gpt.blocks))])
+        return self._stack("")
 
     @cached_property
     def query(self) -> Tensor:
         """What each position looks for, (L, B, H, T, D)."""
-        return self._split(self._stack("attention.qkv").chunk(3, -1)[0])
+        return self._split(self._stack(".attention.qkv").chunk(3, -1)[0])
 
     @cached_property
     def key(self) -> Tensor:
         """By what each position is found, (L, B, H, T, D)."""
-        return self._split(self._stack("attention.qkv").chunk(3, -1)[1])
+        return self._split(self._stack(".attention.qkv").chunk(3, -1)[1])
 
     @cached_property
     def value(self) -> Tensor:
         """What each position hands on where it is found, (L, B, H, T, D)."""
-        return self._split(self._stack("attention.qkv").chunk(3, -1)[2])
+        return self._split(self._stack(".attention.qkv").chunk(3, -1)[2])
 
     @cached_property
     def pattern(self) -> Tensor:
         """How much each position takes from itself and those before it, (L, B, H, T, S): each row sums to 1."""
-        return self._stack("attention.softmax")
+        return self._stack(".attention.softmax")
 
     @cached_property
     def head(self) -> Tensor:
         """What each head collects: its pattern times its values, before the output projection, (L, B, H, T, D)."""
-        return self._split(self._stack("attention.heads"))
+        return self._split(self._stack(".attention.heads"))
 
     @cached_property
     def head_output(self) -> Tensor:
@@ -157,22 +191,23 @@ class Activations:
         attention adds."""
         weights_LHCD = torch.stack([projection_by_head(block) for block in self.gpt.blocks])
         by_head = weights_LHCD if self.head.dim() == 4 else weights_LHCD.unsqueeze(1)
-        return self.head @ by_head.transpose(-2, -1)
+        with in_float32(weights_LHCD):
+            return self.head @ by_head.transpose(-2, -1)
 
     @cached_property
     def attention(self) -> Tensor:
         """What the attention of each block adds to the residual stream, (L, B, T, C)."""
-        return self._stack("attention")
+        return self._stack(".attention")
 
     @cached_property
     def neurons(self) -> Tensor:
         """The neurons of each feed-forward, after the GELU, (L, B, T, 4C)."""
-        return self._stack("feed_forward.gelu")
+        return self._stack(".feed_forward.gelu")
 
     @cached_property
     def feed_forward(self) -> Tensor:
         """What the feed-forward of each block adds to the residual stream, (L, B, T, C)."""
-        return self._stack("feed_forward")
+        return self._stack(".feed_forward")
 
     @cached_property
     def logits(self) -> Tensor:
@@ -200,7 +235,7 @@ class Activations:
 class Trace(Activations):
     """What a model computes while it reads one text: the properties of :class:`Activations`, without B.
 
-    ``print`` shows what each character cost, and what the model had expected in its place.
+    ``print`` shows what each token cost, what the model had expected in its place, and what it expects next.
 
     Attributes:
         text: what was read; tokens: it, one by one, as they are shown; tokenizer: what made them.
@@ -226,13 +261,14 @@ class Trace(Activations):
         return [(self.tokenizer.label(int(i)), float(p)) for p, i in zip(probabilities, ids, strict=True)]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.tokens)} tokens, {self.loss / math.log(2):.3f} bits each from the second on"]
+        mean = f", {self.loss / math.log(2):.3f} bits each from the second on" if len(self.tokens) > 1 else ""
+        lines = [f"{len(self.tokens)} token{'s' * (len(self.tokens) > 1)}{mean}"]
         lines += [f"changed: {intervention}" for intervention in self.interventions]
         lines.append("position  token   bits   expected")
-        for t, (token, bits) in enumerate(zip(self.tokens, self.bits.tolist(), strict=True)):
-            guesses = self.expected(t - 1) if t else []
-            cost = f"{bits:6.2f}   " + "  ".join(f"{it!r} {p:.0%}" for it, p in guesses) if t else "     -"
-            lines.append(f"{t:8}  {token!r:6}{cost}")
+        for t, (token, bits) in enumerate(zip([*map(repr, self.tokens), "next"], [*self.bits, None], strict=True)):
+            cost = f"{bits:6.2f}" if t and bits is not None else "     -"
+            guesses = "  ".join(f"{it!r} {p:.0%}" for it, p in self.expected(t - 1)) if t else ""
+            lines.append(f"{t:8}  {token:6}{cost}   {guesses}".rstrip())
         return "\n".join(lines)
 
 
@@ -278,56 +314,64 @@ def observe(
         UserError: a part that is to be changed isn't there, or model.py lacks a module by which it is looked at.
     """
     ids_BT = ids_BT.to(gpt.token_embedding.weight.device)
+    for intervention in interventions:
+        _check(intervention, gpt, ids_BT.shape[1])
     sources: dict[str, Activations] = {}
     for text in {text for it in interventions for text in (it.mean_of, it.patch_from) if text is not None}:
-        assert tokenizer is not None, "a text needs a tokenizer"
+        if tokenizer is None:
+            raise UserError(f"An intervention takes values of the text {text!r}; observe needs the tokenizer for that.")
         sources[text] = observe(gpt, _encode(gpt, tokenizer, text))
     edits: dict[str, list[Callable[[Tensor], Tensor]]] = {}
     for intervention in interventions:
-        _check(intervention, gpt, ids_BT.shape[1])
         for name, channels in _places(intervention, gpt):
-            edits.setdefault(name, []).append(_edit(intervention, name, channels, sources))
-    shell, values, hooks = make_shell(gpt), {}, []
+            edits.setdefault(name, []).append(_edit(intervention, name, channels, sources, ids_BT.shape[1]))
+    shell, values, hooks = make_shell(gpt), _Values(), []
     modules = dict(shell.named_modules())
 
     def change(name: str, value: Tensor) -> Tensor:
         for edit in edits.get(name, ()):
             value = edit(value)
-        values[name] = value
+        values[name] = value.clone()  # for a changed model.py may go on to change it in place
         return value
 
-    def look(path: str, name: str, into: bool = False) -> None:
-        """Keep, and change, what comes out of a module, or what goes into it."""
-        if path not in modules:
-            raise UserError(
-                f"model.py makes no module {path!r}, by which the glass box looks at the model: name it so."
-            )
-        if into:
-            hook: Any = modules[path].register_forward_pre_hook(lambda _, args: (change(name, args[0]), *args[1:]))
+    def look(path: str, name: str | None = None) -> None:
+        """Keep, and change, what comes out of a module; under another name, what goes into it."""
+        if (module := modules.get(path)) is None:
+            return
+        if name:
+            hook: Any = module.register_forward_pre_hook(lambda _, args: (change(name, args[0]), *args[1:]))
         else:
-            hook = modules[path].register_forward_hook(lambda _, args, output: change(name, output))
+            hook = module.register_forward_hook(lambda _, args, output: change(path, output))
         hooks.append(hook)
 
+    look("embedding_dropout", "embedding")
     for path in ("token_embedding", "position_embedding", "embedding_dropout"):
-        look(path, path)
+        look(path)
     for i in range(len(shell.blocks)):
         block = f"blocks.{i}"
-        look(f"{block}.attention.softmax", f"{block}.attention.scores", into=True)
-        look(f"{block}.attention.projection", f"{block}.attention.heads", into=True)
+        look(f"{block}.attention.softmax", f"{block}.attention.scores")
+        look(f"{block}.attention.projection", f"{block}.attention.heads")
         parts = ("attention.qkv", "attention.softmax", "attention", "residual_middle", "feed_forward.gelu")
         for path in (*(f"{block}.{part}" for part in parts), f"{block}.feed_forward", block):
-            look(path, path)
-    with torch.autocast(ids_BT.device.type, enabled=False):
+            look(path)
+    with in_float32(ids_BT):
         values["logits"] = shell(ids_BT)
     for hook in hooks:
         hook.remove()
+    for name in edits:
+        values[name]  # or it is an error: what should have been changed was never computed
     return Activations(shell, ids_BT, values)
+
+
+def in_float32(where: Tensor) -> torch.autocast:
+    """A context without autocast on the device of a tensor."""
+    return torch.autocast(where.device.type, enabled=False)
 
 
 def make_shell(gpt: GPT) -> GPT:
     """The same model by the formulas of model.py, in float32 and evaluation mode, around the same weights.
 
-    Weights of another type are converted; all others are shared, not copied.
+    Weights of another type are converted; all others are shared, not copied. Hooks on the model are on the shell too.
     """
 
     def twin(module: nn.Module) -> nn.Module:
@@ -339,13 +383,15 @@ def make_shell(gpt: GPT) -> GPT:
             n: b.float() if b is not None and b.is_floating_point() else b for n, b in module._buffers.items()
         }
         state["_modules"] = {n: m if m is None else twin(m) for n, m in module._modules.items()}
+        # A method that was put on this one module works on the new one.
+        methods = {n: m for n, m in state.items() if isinstance(m, MethodType) and m.__self__ is module}
+        state |= {n: MethodType(m.__func__, new) for n, m in methods.items()}
         state["training"], state["_compiled_call_impl"] = False, None
         return new
 
-    shell = twin(gpt)
-    assert isinstance(shell, GPT)
+    shell: Any = twin(getattr(gpt, "_orig_mod", gpt))  # the model that torch.compile was given
     take_out(shell)
-    return shell
+    return cast(GPT, shell)
 
 
 def projection_by_head(block: Any) -> Tensor:
@@ -366,7 +412,7 @@ def _encode(gpt: GPT, tokenizer: CharTokenizer, text: str) -> Tensor:
 
 
 def _check(it: Intervention, gpt: GPT, length: int) -> None:
-    """Raise a UserError where ``it`` names something that isn't there."""
+    """Raise a UserError where ``it`` names something that isn't there, or says two things at once."""
     config = gpt.config
     if it.part not in get_args(Part):
         raise UserError(f"{it.part!r} is no part of a model; parts are {', '.join(get_args(Part))}.")
@@ -374,20 +420,27 @@ def _check(it: Intervention, gpt: GPT, length: int) -> None:
     layers = config.n_layer + (it.part == "residual")
     count = 4 * config.n_embd if it.part == "neuron" else config.n_head
     if it.part == "position":
-        if it.positions is None or it.mean_of is not None or it.patch_from is not None:
+        layered, indexed = it.layer is not None or it.index is not None, it.index is not None
+        if it.positions is None:
+            raise UserError("To switch positions off or to scale them, say which: positions=(0, 3), say.")
+        if it.mean_of is not None or it.patch_from is not None or it.scale < 0:
             raise UserError(
-                "A position is switched off or scaled, at chosen positions; to patch one, patch a residual."
+                "A position can be switched off, or scaled by more than 0. To replace what stands there, take the part "
+                "'residual'."
             )
-        layered, indexed = it.layer is not None, it.index is not None
     for name, value, wanted, most in (("layer", it.layer, layered, layers), ("index", it.index, indexed, count)):
         if wanted != (value is not None):
-            raise UserError(f"The part {it.part!r} {'needs' if wanted else 'takes no'} {name}.")
+            raise UserError(f"An intervention on {it.part!r} {'needs' if wanted else 'takes no'} {name}.")
         if value is not None and not 0 <= value < most:
             raise UserError(f"{name} is {value}; for the part {it.part!r} it must be from 0 to {most - 1}.")
-    if it.mean_of is not None and it.patch_from is not None:
-        raise UserError("An intervention takes the mean of a text or patches from a text, not both.")
+    if (it.scale != 0) + (it.mean_of is not None) + (it.patch_from is not None) > 1:
+        raise UserError("An intervention has a scale, the mean of a text, or a text to patch from: one of the three.")
+    if not math.isfinite(it.scale):
+        raise UserError(f"scale is {it.scale}; it must be a finite number.")
     if outside := [p for p in it.positions or () if not 0 <= p < length]:
-        raise UserError(f"The text has positions 0 to {length - 1}, but position {outside[0]} is to be changed.")
+        raise UserError(
+            f"Position {outside[0]} is to be changed, but the text has {length}, numbered from 0 to {length - 1}."
+        )
 
 
 def _places(it: Intervention, gpt: GPT) -> list[tuple[str, slice]]:
@@ -412,32 +465,36 @@ def _places(it: Intervention, gpt: GPT) -> list[tuple[str, slice]]:
             return [(f"{block}.{part}", everything)]
 
 
-def _edit(it: Intervention, name: str, channels: slice, sources: dict[str, Activations]) -> Callable[[Tensor], Tensor]:
+def _edit(
+    it: Intervention, name: str, channels: slice, sources: dict[str, Activations], length: int
+) -> Callable[[Tensor], Tensor]:
     """The function that changes one value, (B, T, channels) or scores, (B, H, T, S), as ``it`` says."""
-    rows: Any = slice(None) if it.positions is None else list(it.positions)
+    rows = list(range(length) if it.positions is None else it.positions)
+    new: Tensor | None = None
+    if it.mean_of is not None:
+        new = sources[it.mean_of].values[name][0, :, channels].mean(0)
+    elif it.patch_from is not None:
+        source_TC = sources[it.patch_from].values[name][0, :, channels]
+        if max(rows, default=0) >= len(source_TC):
+            raise UserError(
+                f"Position {max(rows)} is to be patched from {it.patch_from!r}, which has {len(source_TC)}, numbered "
+                f"from 0 to {len(source_TC) - 1}. Name the positions to patch, or take a text as long as the other."
+            )
+        new = source_TC[rows]
 
     def scale_scores(scores_BHTS: Tensor) -> Tensor:
         # exp(score + log(scale)): the softmax then shares out what is left. A position always sees itself.
         heads = slice(None) if it.index is None else slice(it.index, it.index + 1)
         later_TS = torch.ones_like(scores_BHTS[0, 0]).tril(-1)
         chosen_S = torch.zeros_like(later_TS[0])
-        chosen_S[rows] = math.log(it.scale) if it.scale > 0 else -math.inf
+        chosen_S[rows] = math.log(it.scale) if it.scale else -math.inf
         scores_BHTS = scores_BHTS.clone()
         scores_BHTS[:, heads] += torch.where(later_TS > 0, chosen_S, 0.0)
         return scores_BHTS
 
     def replace(value_BTC: Tensor) -> Tensor:
         value_BTC = value_BTC.clone()
-        if it.mean_of is not None:
-            value_BTC[:, rows, channels] = sources[it.mean_of].values[name][..., channels].mean((0, 1))
-        elif it.patch_from is not None:
-            source_BTC = sources[it.patch_from].values[name]
-            highest = max(it.positions or [value_BTC.shape[1] - 1])
-            if highest >= source_BTC.shape[1]:
-                raise UserError(f"{it.patch_from!r} has no position {highest} to patch from; choose positions in both.")
-            value_BTC[:, rows, channels] = source_BTC[:, : value_BTC.shape[1]][:, rows, channels]
-        else:
-            value_BTC[:, rows, channels] *= it.scale
+        value_BTC[:, rows, channels] = value_BTC[:, rows, channels] * it.scale if new is None else new
         return value_BTC
 
     return scale_scores if it.part == "position" else replace
