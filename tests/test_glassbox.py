@@ -592,11 +592,11 @@ def test_a_loaded_model_is_read_by_the_formulas(in_trained: Path) -> None:
     assert type(it.gpt.blocks[0].attention) is CausalSelfAttention
     weights = it.gpt.state_dict()
     assert all(w.data_ptr() == weights[name].data_ptr() for name, w in model.gpt.state_dict().items()), "no copies"
+    exact = (it.logits, it.head_output, lens(it))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = minigpt.load("best", precision="bfloat16").trace(text)
-        assert torch.equal(rounded.logits, it.logits)
-        assert torch.equal(lens(rounded), lens(it))
-        assert torch.equal(rounded.head_output, it.head_output)
+        for ours, expected in zip((rounded.logits, rounded.head_output, lens(rounded)), exact, strict=True):
+            assert torch.equal(ours, expected)
 
 
 class Looker(Callback):
@@ -723,7 +723,9 @@ def test_what_one_changed_in_the_model_shows() -> None:
     with changed(model) as other:
         attention = other.gpt.blocks[1].attention
         attention.forward = MethodType(lambda self, x, cache=None: CausalSelfAttention.forward(self, x) * 3, attention)
-        assert torch.equal(other.trace(TEXT).attention[1], plain.attention[1] * 3)
+        found = other.trace(TEXT)
+        assert torch.equal(found.attention[1], plain.attention[1] * 3)
+        assert torch.equal(found.head, plain.head), "what is inside shows too"
         assert (other.trace(TEXT, [Intervention("attention", 1)]).attention[1] == 0).all()
 
     with changed(model) as other:
@@ -750,8 +752,8 @@ def test_what_one_changed_in_the_model_shows() -> None:
     ("settings", "message"),
     [
         ({"part": "haed", "layer": 0}, "'haed' is no part of a model; parts are embedding, residual, "),
-        ({"part": "head", "layer": 0}, "An intervention on 'head' needs index."),
-        ({"part": "head", "index": 0}, "An intervention on 'head' needs layer."),
+        ({"part": "head", "layer": 0}, "An intervention on 'head' needs an index."),
+        ({"part": "head", "index": 0}, "An intervention on 'head' needs a layer."),
         ({"part": "attention", "layer": 0, "index": 1}, "An intervention on 'attention' takes no index."),
         ({"part": "embedding", "layer": 0}, "An intervention on 'embedding' takes no layer."),
         ({"part": "head", "layer": 2, "index": 0}, "layer is 2; for the part 'head' it must be from 0 to 1."),
@@ -775,7 +777,7 @@ def test_what_one_changed_in_the_model_shows() -> None:
             "Position 10 is to be patched from 'short', which has 5, numbered from 0 to 4.",
         ),
         ({"part": "position"}, "say which: positions=(0, 3), say."),
-        ({"part": "position", "positions": (1,), "index": 0}, "An intervention on 'position' needs layer."),
+        ({"part": "position", "positions": (1,), "index": 0}, "An intervention on 'position' needs a layer."),
         ({"part": "position", "positions": (1,), "mean_of": "a"}, "take the part 'residual'"),
         ({"part": "position", "positions": (1,), "scale": -1}, "scaled by more than 0"),
     ],

@@ -386,7 +386,7 @@ def make_shell(gpt: GPT) -> GPT:
         # A method that was put on this one module works on the new one.
         methods = {n: m for n, m in state.items() if isinstance(m, MethodType) and m.__self__ is module}
         state |= {n: MethodType(m.__func__, new) for n, m in methods.items()}
-        state["training"], state["_compiled_call_impl"] = False, None
+        state["training"] = False
         return new
 
     shell: Any = twin(getattr(gpt, "_orig_mod", gpt))  # the model that torch.compile was given
@@ -428,9 +428,11 @@ def _check(it: Intervention, gpt: GPT, length: int) -> None:
                 "A position can be switched off, or scaled by more than 0. To replace what stands there, take the part "
                 "'residual'."
             )
-    for name, value, wanted, most in (("layer", it.layer, layered, layers), ("index", it.index, indexed, count)):
+    numbers = (("layer", it.layer, layered, layers), ("index", it.index, indexed, count))
+    for name, value, wanted, most in numbers:
         if wanted != (value is not None):
-            raise UserError(f"An intervention on {it.part!r} {'needs' if wanted else 'takes no'} {name}.")
+            verb = "takes no" if not wanted else "needs an" if name == "index" else "needs a"
+            raise UserError(f"An intervention on {it.part!r} {verb} {name}.")
         if value is not None and not 0 <= value < most:
             raise UserError(f"{name} is {value}; for the part {it.part!r} it must be from 0 to {most - 1}.")
     if (it.scale != 0) + (it.mean_of is not None) + (it.patch_from is not None) > 1:
