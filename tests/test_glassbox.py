@@ -19,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import minigpt
 from minigpt.errors import UserError
@@ -30,7 +32,7 @@ from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
 from minigpt.training.data import CharDataModule
 from minigpt.training.module import GPTLightningModule
 
-quick = settings(deadline=None, derandomize=True, max_examples=15)
+quick = settings(deadline=None, derandomize=True, max_examples=25)
 
 
 def build(config: GPTConfig, seed: int = 0) -> GPT:
@@ -478,6 +480,22 @@ def test_a_batch_shows_what_each_of_its_texts_shows_alone() -> None:
         torch.testing.assert_close(lens(batch)[:, b], lens(alone))
 
 
+@pytest.mark.parametrize(
+    ("it", "expected"),
+    [
+        (Intervention("embedding"), "embedding off"),
+        (Intervention("head", 1, 2, positions=(0, 3), scale=0.5), "head 1.2 at 0, 3 times 0.5"),
+        (Intervention("block", 1, mean_of="a\n"), "block 1 mean of 'a\\n'"),
+        (Intervention("residual", 0, positions=(4,), patch_from="b"), "residual 0 at 4 from 'b'"),
+        (Intervention("position", positions=(0, 3)), "position 0, 3 off"),
+        (Intervention("position", 1, positions=(0,), scale=2), "position 0 times 2 for block 1"),
+        (Intervention("position", 1, 0, positions=(0,)), "position 0 off for head 1.0"),
+    ],
+)
+def test_an_intervention_says_what_it_does(it: Intervention, expected: str) -> None:
+    assert str(it) == expected
+
+
 def test_an_intervention_survives_json() -> None:
     it = Intervention("head", 1, 0, positions=(1, 2), patch_from="é\n")
     again = Intervention(**json.loads(json.dumps(dataclasses.asdict(it))))
@@ -652,6 +670,7 @@ def test_a_model_of_bytes_is_read_byte_by_byte() -> None:
     assert it.tokens == ["a", "\\xc3", "\\xa9"]
     assert torch.equal(it.residual_after[0, 2], model.trace("漢").residual_after[0, 2])
     assert len(str(it).splitlines()) == 7
+    assert "'\\xa9'" in str(it)
     with pytest.raises(UserError, match="'é' is 2 tokens"):
         attribute(it, 0, "é")
 
@@ -727,6 +746,13 @@ def test_what_one_changed_in_the_model_shows() -> None:
         assert torch.equal(found.attention[1], plain.attention[1] * 3)
         assert torch.equal(found.head, plain.head), "what is inside shows too"
         assert (other.trace(TEXT, [Intervention("attention", 1)]).attention[1] == 0).all()
+
+    with changed(model) as other:
+        prune.l1_unstructured(other.gpt.blocks[0].attention.qkv, "weight", 0.5)
+        with torch.enable_grad():
+            weight_norm(other.gpt.blocks[1].attention.projection)
+        assert torch.equal(other.trace(TEXT).logits, logits_of(other, TEXT))
+        assert attribute(other.trace(TEXT)).replaced == 0
 
     with changed(model) as other:
         other.gpt.blocks[1].attention.__class__ = Fused

@@ -5,7 +5,6 @@ with hooks on its named modules. So what a learner changes in ``model.py`` shows
 the model, and many threads may look into one model at once. A hook of your own on the model acts here too.
 """
 
-import copy
 import math
 import operator
 from collections import OrderedDict
@@ -85,16 +84,17 @@ class Intervention:
             ) from error
 
     def __str__(self) -> str:
-        where = "" if self.layer is None else f" {self.layer}" + ("" if self.index is None else f".{self.index}")
-        at = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
-        how = (
-            f"mean of {self.mean_of!r}"
-            if self.mean_of is not None
-            else f"times {self.scale:g}"
-            if self.scale
-            else "off"
-        )
-        return f"{self.part}{where}{at} {how if self.patch_from is None else f'from {self.patch_from!r}'}"
+        place = ".".join(str(number) for number in (self.layer, self.index) if number is not None)
+        positions = "" if self.positions is None else ", ".join(map(str, self.positions))
+        how = f"times {self.scale:g}" if self.scale else "off"
+        if self.mean_of is not None:
+            how = f"mean of {self.mean_of!r}"
+        if self.patch_from is not None:
+            how = f"from {self.patch_from!r}"
+        if self.part == "position":
+            seen_by = f" for {'block' if self.index is None else 'head'} {place}" if place else ""
+            return f"position {positions} {how}{seen_by}"
+        return " ".join(filter(None, (self.part, place, positions and f"at {positions}", how)))
 
 
 class _Values(dict[str, Tensor]):
@@ -265,9 +265,9 @@ class Trace(Activations):
         lines = [f"{len(self.tokens)} token{'s' * (len(self.tokens) > 1)}{mean}"]
         lines += [f"changed: {intervention}" for intervention in self.interventions]
         lines.append("position  token   bits   expected")
-        for t, (token, bits) in enumerate(zip([*map(repr, self.tokens), "next"], [*self.bits, None], strict=True)):
+        for t, (token, bits) in enumerate(zip([*map(_quote, self.tokens), "next"], [*self.bits, None], strict=True)):
             cost = f"{bits:6.2f}" if t and bits is not None else "     -"
-            guesses = "  ".join(f"{it!r} {p:.0%}" for it, p in self.expected(t - 1)) if t else ""
+            guesses = "  ".join(f"{_quote(it)} {p:.0%}" for it, p in self.expected(t - 1)) if t else ""
             lines.append(f"{t:8}  {token:6}{cost}   {guesses}".rstrip())
         return "\n".join(lines)
 
@@ -375,9 +375,9 @@ def make_shell(gpt: GPT) -> GPT:
     """
 
     def twin(module: nn.Module) -> nn.Module:
-        new = copy.copy(module)  # with dictionaries of its own, so that nothing done to it reaches the module
-        state = vars(new)
-        state |= {name: OrderedDict(value) for name, value in state.items() if name.endswith("_hooks")}
+        new = object.__new__(type(module))
+        state = vars(new)  # with dictionaries of its own, so that nothing done to it reaches the module
+        state |= {name: OrderedDict(v) if name.endswith("_hooks") else v for name, v in vars(module).items()}
         state["_parameters"] = {n: p if p is None else p.detach().float() for n, p in module._parameters.items()}
         state["_buffers"] = {
             n: b.float() if b is not None and b.is_floating_point() else b for n, b in module._buffers.items()
@@ -386,7 +386,7 @@ def make_shell(gpt: GPT) -> GPT:
         # A method that was put on this one module works on the new one.
         methods = {n: m for n, m in state.items() if isinstance(m, MethodType) and m.__self__ is module}
         state |= {n: MethodType(m.__func__, new) for n, m in methods.items()}
-        state["training"] = False
+        state["training"], state["_compiled_call_impl"] = False, None
         return new
 
     shell: Any = twin(getattr(gpt, "_orig_mod", gpt))  # the model that torch.compile was given
@@ -398,6 +398,10 @@ def projection_by_head(block: Any) -> Tensor:
     """The output projection of a block's attention, cut into what each head sends through it: (H, C, D)."""
     weight_CC: Tensor = block.attention.projection.weight
     return weight_CC.unflatten(1, (block.attention.n_head, -1)).transpose(0, 1)
+
+
+def _quote(token: str) -> str:
+    return repr(token) if len(token) == 1 else f"'{token}'"  # a byte is shown as \x0a already
 
 
 def _encode(gpt: GPT, tokenizer: CharTokenizer, text: str) -> Tensor:
