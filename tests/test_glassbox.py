@@ -563,11 +563,13 @@ def test_a_hook_of_ones_own_acts_and_stays() -> None:
     model = make_model()
     off = model.trace(TEXT, [Intervention("attention", 0)])
     block: Any = model.gpt.blocks[0]
-    handle = block.attention.register_forward_hook(lambda _, args, output: output * 0)
+    nothing = nn.Parameter(torch.zeros(()))
+    handle = block.attention.register_forward_hook(lambda _, args, output: output * nothing)
     before = fingerprint(model)
     it = model.trace(TEXT)
     assert torch.equal(it.logits, off.logits)
     assert (it.attention[0] == 0).all()
+    assert not it.logits.requires_grad
     assert attribute(it).total == pytest.approx(attribute(it).logit, abs=1e-4)
     assert fingerprint(model) == before
     handle.remove()
