@@ -4,12 +4,18 @@ import contextlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import minigpt
 from conftest import assert_clear_error, run_minigpt
+from minigpt.errors import UserError
+from minigpt.glassbox.film import film
+from minigpt.glassbox.learning import Learned, classes, learned
+from minigpt.glassbox.ngrams import ngram_bits
 from minigpt.run import RunFolder, find_checkpoint, load_gpt, read_checkpoint
+from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
 from minigpt.training.film import film_steps
 from minigpt.training.proof import compare, different, read_curves
 
@@ -153,3 +159,67 @@ def test_a_film_keeps_to_its_limit(workplace: Path) -> None:
         assert sum(map(len, frames(run).values())) <= limit * 1e6
     assert_clear_error(run_minigpt(*fit, "--film.limit_mb", -2), "film.limit_mb is -2")
     assert_clear_error(run_minigpt(*fit, "--film.per_doubling", -1), "film.per_doubling is -1")
+
+
+def test_frames_are_models(in_filmed: Path) -> None:
+    for run in ("last", RUN.path, RunFolder.first("tiny-14").path, find_checkpoint("best", "tiny")):
+        seen = list(film(run))
+        assert [frame.step for frame in seen] == STEPS[: len(seen)]
+        assert len(seen) == (8 if "tiny-14" in str(run) else len(STEPS))
+    frame = next(film(RUN.path))
+    assert len(frame.text) == len(frame.losses) + 1 == 17
+    assert frame.gpt is frame.gpt
+    assert not frame.gpt.training
+    with pytest.raises(UserError, match="was not filmed"):
+        film(Path())
+    with pytest.raises(UserError, match="lies in no run's folder"):
+        film(RUN.frame(8))
+    shutil.copy(RUN.last, RUN.frame(5))
+    with pytest.raises(UserError, match="no frame of a film"):
+        list(film(RUN.path))
+
+
+def test_what_was_learned_is_told_by_step(in_filmed: Path) -> None:
+    found = learned(RUN.path, windows=32)
+    assert (found.steps, found.contexts) == (STEPS, [1, 2, 4, 8, 16])
+    assert found.gains.shape == (len(STEPS), 4)
+    assert abs(found.bits[-1] - dict(read_curves(RUN)["val/loss"])[23] / np.log(2)) < 0.1
+    assert found.crossed(1) is None
+    assert set(found.class_bits) == {"letters", "spaces", "line ends", "punctuation and others"}
+    assert str(found) == str(learned(RUN.last, windows=32))
+    assert max(map(len, str(found).splitlines())) <= 80
+    assert learned(RUN.path, "the cat sat on a mat\n" * 9, windows=4).baselines[0] < 5
+    with pytest.raises(UserError, match="needs more than the window"):
+        learned(RUN.path, "the cat")
+    Path("text.txt").write_text("another text, and not a short one\n" * 50)
+    with pytest.raises(UserError, match="not the text"):
+        learned(RUN.path)
+
+
+def test_the_first_frame_that_is_good_enough_counts() -> None:
+    bits = np.array([4.0, 3.0, 2.0, 1.9])
+    falls = {"letters": bits, "digits": bits[::-1]}
+    found = Learned([0, 1, 2, 4], bits, {0: 3.0, 1: 2.5, 2: 1.0}, [1], bits[:, None], falls, 1)
+    assert [found.crossed(order) for order in range(3)] == [2, 2, None]
+    assert (found.learned("letters"), found.learned("digits")) == (2, None)
+    assert classes(CharTokenizer("aZ \n7;é")).tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert set(classes(ByteTokenizer())[128:]) == {5}
+
+
+def test_the_ngrams_are_those_of_witten_and_bell() -> None:
+    draw = np.random.default_rng(0)
+    train, windows = draw.integers(0, 4, 500), draw.integers(0, 5, (3, 9))  # the text lacks one id
+
+    def probability(token: int, context: tuple[int, ...]) -> float:
+        lower = probability(token, context[1:]) if context else 1 / 5
+        order = len(context)
+        after = [int(train[i + order]) for i in range(500 - order) if tuple(train[i : i + order]) == context]
+        distinct = len(set(after))
+        return (after.count(token) + distinct * lower) / (len(after) + distinct) if after else lower
+
+    found = ngram_bits(train, windows, 5, 3)
+    assert found.shape == (4, 3, 6)
+    for order, w, t in np.ndindex(*found.shape):
+        row, place = windows[w].tolist(), t + 3
+        expected = probability(row[place], tuple(row[place - order : place]))
+        assert found[order, w, t] == pytest.approx(-np.log2(expected))
