@@ -86,7 +86,7 @@ def learned(run: str | Path, text: str | None = None, windows: int = 256, seed: 
             :func:`minigpt.glassbox.film.film`.
         text: what is read; by default the run's validation split.
         windows: how many windows, which begin at places drawn by ``seed``. What a context buys is measured on the last
-            token of each alone: with 256 it is certain to some 0.05 bits.
+            token of each alone, so it takes many to tell a few hundredths of a bit from chance.
         seed: decides where.
 
     Raises:
