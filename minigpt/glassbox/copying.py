@@ -6,8 +6,10 @@ text (its "matching statistics": Chang and Lawler 1994). Only n-grams that could
 rolling hash (Karp and Rabin 1987), and what has the right hash is compared: no answer rests on a hash.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,7 @@ BLOCK = 1 << 16  # ids that are hashed at once: their arrays fit a processor's c
 CHUNK = 1 << 20  # ids after which what was found is looked at
 Ids = NDArray[np.integer]
 Places = NDArray[np.intp]
+NONE: Places = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ def shared(samples: Sequence[Ids], training: Iterable[Ids]) -> list[Shared]:
         samples: ids.
         training: the ids of the training text, in pieces of any length, which are read once and in order.
     """
-    search = _Search(samples)
-    longest = max(map(len, samples), default=0)
-    for text, place, new in _chunks(training, longest, search.ids.dtype):
-        search.read(text, place, new)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets other threads run while it computes
+        search = _Search(samples, threads)
+        for text, place, new in _chunks(training, max(map(len, samples), default=0), search.ids.dtype):
+            search.read(text, place, new)
     return search.found()
 
 
@@ -109,19 +112,37 @@ class _Hashes:
         return joined
 
 
-def _hashed(ids: Ids, start: int, largest: int) -> Iterator[tuple[int, _Hashes]]:
-    """The text from ``start`` on, in blocks which overlap so that n-grams up to the largest lie whole in one."""
-    for block in range(start, len(ids), BLOCK):
-        yield block, _Hashes(ids[block : block + BLOCK + largest - 1])
+class _Kinds:
+    """Tells which n-grams of a text are equal, for any n."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.ids = ids
+        self._doubled = [ids.astype(np.int64)]  # of n = 1, 2, 4, ...: numbers that are equal where the n-grams are
+
+    def of(self, n: int, starts: Places) -> tuple[Places, Places]:
+        """Of the n-grams at those places, a place for each kind, and the kind of each, a number from 0 on."""
+        if not len(starts):
+            return starts, starts
+        while n >> len(self._doubled):
+            size = 1 << len(self._doubled)
+            self._doubled.append(self._paired(size, np.arange(len(self.ids) - size + 1))[1])
+        first, kinds = self._paired(n, starts)
+        return starts[first], kinds
+
+    def _paired(self, n: int, starts: Places) -> tuple[Places, Places]:
+        power = (n - 1 if n > 1 else n).bit_length() - 1  # two of those n-grams, which may overlap, make one of n
+        half = self._doubled[power]
+        pairs = half[starts] * (half.max() + 1) + half[starts + n - (1 << power)]
+        return np.unique(pairs, return_index=True, return_inverse=True)[1:]
 
 
 class _Grams:
     """The n-grams of some places of the samples, each kind once; those that are ``wanted`` can be found in a text."""
 
-    def __init__(self, n: int, ids: Ids, starts: Places) -> None:
-        self.n, self._ids, self.starts = n, ids, starts
-        kinds, first = _kinds(ids, n, starts)
-        hashes = _Hashes(ids).of(n)[first]
+    def __init__(self, n: int, text: _Kinds, starts: Places) -> None:
+        self.n, self._ids, self.starts = n, text.ids, starts
+        first, kinds = text.of(n, starts)
+        hashes = _Hashes(self._ids).of(n)[first]
         order = np.argsort(hashes)
         self.first, self._hashes = first[order], hashes[order]
         self.kinds = np.argsort(order)[kinds]  # of each start
@@ -147,69 +168,33 @@ class _Grams:
         low, high = np.searchsorted(self.kinds, [kind, kind + 1], sorter=self._by_kind)
         return self.starts[self._by_kind[low:high]]
 
-    def candidates(self, hashes: NDArray[np.uint32]) -> tuple[Places, NDArray[np.uint32]]:
-        """Places among these hashes where a wanted kind may stand, and the hashes there."""
-        places = np.flatnonzero(self._filter[(hashes >> self._shift).astype(np.intp)])
-        if len(places):
-            places = places[self._second[hashes[places] & self._mask]]
-        return places, hashes[places]
-
-    def confirm(self, text: Ids, places: Places, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
-        """Where in ``text`` wanted kinds do stand, in order, and which."""
-        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+    def find(self, text: Ids, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
+        """Where in ``text``, whose hashes these are, wanted kinds begin, and which."""
+        places = np.flatnonzero(self._filter.take(hashes >> self._shift))
+        places = places[self._second[hashes[places] & self._mask]]
+        low, high = (np.searchsorted(self._hashes, hashes[places], side) for side in ("left", "right"))
         more = high - low  # kinds of that hash: 0, 1 or, hardly ever, more
         places = np.repeat(places, more)
         kinds = np.repeat(low - np.cumsum(more) + more, more) + np.arange(len(places))
-        keep = self.wanted[kinds]
-        places, kinds = places[keep], kinds[keep]
-        for k in range(self.n):
-            keep = text[places + k] == self._ids[self.first[kinds] + k]
-            if not keep.all():
-                places, kinds = places[keep], kinds[keep]
-        return places, kinds
+        equal = text[places[:, None] + np.arange(self.n)] == self._ids[self.first[kinds, None] + np.arange(self.n)]
+        keep = self.wanted[kinds] & equal.all(axis=1)
+        return places[keep], kinds[keep]
 
 
-def _kinds(ids: Ids, n: int, starts: Places) -> tuple[Places, Places]:
-    """Equal numbers, from 0 on, for equal n-grams at those places, and a place for each number."""
-    if not len(starts):
-        return starts, starts
-    kinds, size = ids.astype(np.int64), 1
-    while size < n:  # two n-grams that overlap are a longer one
-        step = min(size, n - size)
-        pairs = kinds[:-step] * (kinds.max() + 1) + kinds[step:]
-        kinds, size = np.unique(pairs, return_inverse=True)[1], size + step
-    _, first, kinds = np.unique(kinds[starts], return_index=True, return_inverse=True)
-    return kinds, starts[first]
+def _find(
+    text: Ids, start: int, grams: Sequence[_Grams], threads: ThreadPoolExecutor
+) -> list[tuple[Places, Places]]:
+    """Where in ``text`` wanted n-grams begin that end after ``start``, and their kinds, for each of ``grams``."""
+    largest = max((g.n for g in grams), default=1)
 
+    def look(block: int) -> list[tuple[Places, Places]]:
+        part = text[block : block + BLOCK + largest - 1]  # with n-grams that end in the next block
+        hashes = _Hashes(part)
+        found = [g.find(part, hashes.of(g.n)[:BLOCK]) if g.wanted.any() else (NONE, NONE) for g in grams]
+        return [(places + block, kinds) for places, kinds in found]
 
-def _find(text: Ids, start: int, grams: Sequence[_Grams]) -> list[tuple[Places, Places]]:
-    """Where in ``text`` wanted n-grams end after ``start``, and their kinds, for each of ``grams``."""
-    wanted = [g for g in grams if g.wanted.any()]
-    candidates: dict[int, list[tuple[Places, NDArray[np.uint32]]]] = {g.n: [] for g in grams}
-    largest = max((g.n for g in wanted), default=1)
-    first = max(0, start - largest + 1)
-    for block, hashes in _hashed(text, first, largest) if wanted else ():
-        for g in wanted:
-            places, values = g.candidates(hashes.of(g.n)[:BLOCK])
-            if len(places):
-                candidates[g.n].append((places + block, values))
-    none = np.empty(0, np.intp), np.empty(0, np.intp)
-    return [
-        g.confirm(text, *map(np.concatenate, zip(*candidates[g.n], strict=True))) if candidates[g.n] else none
-        for g in grams
-    ]
-
-
-def _equal(a: Ids, b: Ids) -> int:
-    """How many ids are equal, from the start of both on."""
-    size, done, step = min(len(a), len(b)), 0, 64
-    while done < size:
-        stop = min(size, done + step)
-        differ = a[done:stop] != b[done:stop]
-        if differ.any():
-            return done + int(differ.argmax())
-        done, step = stop, 2 * step
-    return size
+    blocks = threads.map(look, range(max(0, start - largest + 1), len(text), BLOCK))
+    return [tuple(map(np.concatenate, zip(*found, strict=True))) for found in zip(*blocks, strict=True)]
 
 
 class _Search:
@@ -225,20 +210,23 @@ class _Search:
         offset: for each place what is to be added to it for the run's place in the training text.
     """
 
-    def __init__(self, samples: Sequence[Ids]) -> None:
+    def __init__(self, samples: Sequence[Ids], threads: ThreadPoolExecutor) -> None:
+        self.threads = threads
         self.ids = np.concatenate([np.empty(0, np.uint8), *samples])
+        self.kinds = _Kinds(self.ids)
         ends = np.cumsum([len(sample) for sample in samples], dtype=np.intp)
         self.samples = [range(end - len(sample), end) for sample, end in zip(samples, ends.tolist(), strict=True)]
         self.places = np.arange(len(self.ids))
         lengths = [len(sample) for sample in samples]
         self.starts, self.ends = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)  # of a place's sample
         self.reach, self.offset = self.places.copy(), np.zeros_like(self.places)
-        self.short = [_Grams(n, self.ids, self._fitting(n)) for n in SIZES if n < SHORTEST]
-        self.long = _Grams(SHORTEST, self.ids, self._fitting(SHORTEST))
+        self.short = [_Grams(n, self.kinds, self._fitting(n)) for n in SIZES if n < SHORTEST]
+        self.long = _Grams(SHORTEST, self.kinds, self._fitting(SHORTEST))
         self.kind = np.full(len(self.ids), -1)  # of the n-gram of SHORTEST ids at each place
         self.kind[self.long.starts] = self.long.kinds
-        self.next: dict[int, _Grams] = {}  # n-grams that are one longer than the longest run of their sample
-        self.next_of: list[int] = []  # that length for each sample
+        self.next: list[_Grams] = []  # n-grams that are one longer than the longest run of their sample
+        self.next_sizes: list[int] = []  # that length for each sample
+        self._look_for_longer()
         self._breaks()
 
     def _fitting(self, n: int) -> Places:
@@ -247,19 +235,21 @@ class _Search:
 
     def read(self, text: Ids, place: int, new: int) -> None:
         """Read a part of the training text that lies at ``place``; what comes before ``new`` was read before."""
-        *short, long = _find(text, new, [*self.short, self.long])
-        for grams, found in zip(self.short, short, strict=True):
-            self._mark(grams, place, *found)
+        marked = [*self.short, *self.next]
+        long, *found = _find(text, new, [self.long, *marked], self.threads)
         self._extend(text, place, new, *long)
-        while grams := self._longer():
-            found = _find(text, new, grams)
-            if not any([self._mark(g, place, *f) for g, f in zip(grams, found, strict=True)]):
+        while True:
+            for grams, (places, kinds) in zip(marked, found, strict=True):
+                self._mark(grams, place, places, kinds)
+            if not self._look_for_longer():
                 break
+            marked = self.next
+            found = _find(text, new, marked, self.threads)
 
-    def _mark(self, grams: _Grams, place: int, places: Places, kinds: Places) -> bool:
+    def _mark(self, grams: _Grams, place: int, places: Places, kinds: Places) -> None:
         """Note that n-grams stand in the training text, and look for them no more."""
         if not len(places):
-            return False
+            return
         at = np.full(len(grams.first), -1)
         at[kinds[::-1]] = places[::-1]  # the first place of each kind
         starts = grams.starts[at[grams.kinds] >= 0]
@@ -271,18 +261,18 @@ class _Search:
         furthest = np.maximum.accumulate(self.reach)
         source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
         self.reach, self.offset = furthest, self.offset[source]
-        return True
 
-    def _longer(self) -> list[_Grams]:
-        """The n-grams that would be the longest run of a sample whose runs are short so far."""
+    def _look_for_longer(self) -> bool:
+        """Look for n-grams that would be the longest run of a sample whose runs are short. Whether others than before."""
         lengths = self.reach - self.places
-        next_of = [int(lengths[s.start : s.stop].max(initial=0)) + 1 for s in self.samples]
-        if next_of != self.next_of:
-            self.next_of, self.next = next_of, {}
-            for n in {n for n in next_of if n < SHORTEST and n not in SIZES}:
-                starts = [self.places[s.start : s.stop - n + 1] for s, m in zip(self.samples, next_of, strict=True) if m == n]
-                self.next[n] = _Grams(n, self.ids, np.concatenate(starts))
-        return list(self.next.values())
+        sizes = [int(lengths[sample.start : sample.stop].max(initial=0)) + 1 for sample in self.samples]
+        if sizes == self.next_sizes:
+            return False
+        self.next_sizes, self.next = sizes, []
+        for n in {n for n in sizes if n < SHORTEST and n not in SIZES}:
+            fitting = [range(s.start, s.stop - n + 1) for s, size in zip(self.samples, sizes, strict=True) if size == n]
+            self.next.append(_Grams(n, self.kinds, np.concatenate([np.arange(f.start, f.stop) for f in fitting])))
+        return True
 
     def _breaks(self) -> None:
         """Look for what would make a long run longer.
@@ -316,7 +306,7 @@ class _Search:
             places, kinds = places[keep], kinds[keep]
             if (others := wanted & ~searched).any():
                 self.long.want(others)
-                ((more, of),) = _find(text, new, [self.long])
+                ((more, of),) = _find(text, new, [self.long], self.threads)
                 self.long.want(wanted)
                 places, kinds, searched = np.append(places, more), np.append(kinds, of), searched | others
 
@@ -379,6 +369,21 @@ def _first(text: Ids, ends: Places, run: Ids) -> int | None:
     ends = ends[text[ends - back] == run[0]]
     if len(ends) > 64:  # as in a text that repeats itself: a hash of the whole run is quicker than comparing
         value = _Hashes(run).of(len(run))[0]
-        hits = [block + np.flatnonzero(hashes.of(len(run))[:BLOCK] == value) for block, hashes in _hashed(text, 0, len(run))]
+        hits = [
+            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + back + SHORTEST - 1]).of(len(run)) == value)
+            for block in range(0, len(text), BLOCK)
+        ]
         ends = np.intersect1d(ends, np.concatenate(hits) + back)
     return next((int(end) for end in ends if np.array_equal(text[end - back : end + SHORTEST], run)), None)
+
+
+def _equal(a: Ids, b: Ids) -> int:
+    """How many ids are equal, from the start of both on."""
+    size, done, step = min(len(a), len(b)), 0, 64
+    while done < size:
+        stop = min(size, done + step)
+        differ = a[done:stop] != b[done:stop]
+        if differ.any():
+            return done + int(differ.argmax())
+        done, step = stop, 2 * step
+    return size
