@@ -24,7 +24,7 @@ SHORTEST = 20  # ids in a passage
 EXCERPTS = 8  # of the held-out text, which are the null
 WINDOW = 10  # ids by which longer n-grams are looked for
 BLOCK = 1 << 17  # ids that are hashed at once: their arrays fit a processor's cache
-CHUNK = 1 << 20  # ids after which what was found is looked at
+CHUNK = 1 << 21  # ids after which what was found is looked at
 Ids = NDArray[np.integer]
 Places = NDArray[np.intp]
 NONE: Places = np.empty(0, np.intp)
@@ -213,8 +213,10 @@ class _Grams:
 
     def confirm(self, text: Ids, places: Places, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
         """Of the places with those hashes the ones where a wanted kind does begin in ``text``, and the kind."""
-        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        more = high - low  # kinds of that hash: 0, 1 or, hardly ever, more
+        low = np.searchsorted(self._hashes, hashes)
+        known = (self._hashes.take(low, mode="clip") == hashes).nonzero()[0]
+        places, low = places[known], low[known]
+        more = np.searchsorted(self._hashes, hashes[known], "right") - low  # kinds of that hash, hardly ever above 1
         places = np.repeat(places, more)
         kinds = np.repeat(low - np.cumsum(more) + more, more) + np.arange(len(places))
         keep = self.wanted[kinds].nonzero()[0]
@@ -310,10 +312,6 @@ class _Search:
         self.reach[starts] = starts + grams.n
         self.offset[starts] = place + at[grams.kinds[np.searchsorted(grams.starts, starts)]] - starts
         grams.want(grams.wanted & (at < 0))
-        # A run from a place on is one from the next place on as well.
-        furthest = np.maximum.accumulate(self.reach)
-        source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
-        self.reach, self.offset = furthest, self.offset[source]
 
     def _look_for_longer(self) -> bool:
         """Look for n-grams that would be the longest run of a sample whose runs are short. Whether others than before."""
@@ -400,6 +398,10 @@ class _Search:
         self.reach[better], self.offset[better] = stop, place + there - here
 
     def found(self) -> list[Shared]:
+        # A run from one place on is a run from the next place on as well.
+        furthest = np.maximum.accumulate(self.reach)
+        source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
+        self.reach, self.offset = furthest, self.offset[source]
         return [self._found(sample) for sample in self.samples]
 
     def _found(self, sample: range) -> Shared:
