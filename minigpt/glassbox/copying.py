@@ -24,7 +24,7 @@ SHORTEST = 20  # ids in a passage
 EXCERPTS = 8  # of the held-out text, which are the null
 WINDOW = 10  # ids by which longer n-grams are looked for
 BLOCK = 1 << 17  # ids that are hashed at once: their arrays fit a processor's cache
-CHUNK = 1 << 21  # ids after which what was found is looked at
+CHUNK = 1 << 20  # ids after which what was found is looked at
 Ids = NDArray[np.integer]
 Places = NDArray[np.intp]
 NONE: Places = np.empty(0, np.intp)
@@ -369,26 +369,33 @@ class _Search:
         order = np.argsort(kinds, kind="stable")
         present, first = np.unique(kinds[order], return_index=True)
         for kind, at in zip(present.tolist(), np.split(places[order], first[1:]), strict=False):
-            if self.missing[kind]:
-                grown = True
-                for start in self.long.starts_of(kind).tolist():
-                    if self.reach[start] < start + SHORTEST:
-                        self._align(text, place, start, int(at[0]))
-            for runs in self._targets(kind):
-                if (found := _first(text, at, self.ids[slice(*runs[0])])) is not None:
-                    grown = True
-                    for _, end in runs:
-                        self._align(text, place, end - SHORTEST, found)
+            there = [int(at[0])] if self.missing[kind] else []
+            there += [where for run in self._targets(kind) if (where := self._furthest(text, at, *run)) is not None]
+            # What repeats itself has that n-gram in many places, and each may grow by what was found for one.
+            for here in self.long.starts_of(kind).tolist() if there else ():
+                if self.reach[self.starts[here]] < self.ends[here]:  # or the whole sample is found already
+                    for where in there:
+                        self._align(text, place, here, where)
+            grown |= bool(there)
         return grown
 
-    def _targets(self, kind: int) -> list[list[tuple[int, int]]]:
-        """The runs to look for that end in n-grams of that kind, those with the same ids together."""
+    def _targets(self, kind: int) -> list[tuple[int, int]]:
+        """The runs to look for that end in n-grams of that kind, one of each that are equal."""
         low, high = np.searchsorted(self.break_kinds, [kind, kind + 1])
-        alike = defaultdict[bytes, list[tuple[int, int]]](list)
-        for start, end in self.breaks[low:high].tolist():
-            if self.reach[start] < end:
-                alike[self.ids[start:end].tobytes()].append((start, end))
-        return list(alike.values())
+        runs = [(start, end) for start, end in self.breaks[low:high].tolist() if self.reach[start] < end]
+        return list({self.ids[start:end].tobytes(): (start, end) for start, end in runs}.values())
+
+    def _furthest(self, text: Ids, at: Places, start: int, end: int) -> int | None:
+        """Where the run stands in the text, or better the longest one to be looked for that ends with it."""
+        found = _stands(text, at, self.ids[start:end])
+        if found is not None:
+            alike = np.flatnonzero(self.reach[self.starts[start] : start] == end - 1) + self.starts[start]
+            low, high = int(alike.min(initial=start)), start
+            while low < high:  # what stands in the text holds all shorter ones
+                middle = (low + high) // 2
+                longer = _stands(text, at, self.ids[middle:end])
+                low, high, found = (middle + 1, high, found) if longer is None else (low, middle, longer)
+        return found
 
     def _align(self, text: Ids, place: int, here: int, there: int) -> None:
         """Note the run around ``here`` in the samples and ``there`` in the text, where they are equal."""
@@ -419,19 +426,24 @@ class _Search:
         return Shared(longest, new, [run(start) for start in np.flatnonzero(maximal).tolist()])
 
 
-def _first(text: Ids, ends: Places, run: Ids) -> int | None:
-    """The first of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there."""
+def _stands(text: Ids, at: Places, run: Ids) -> int | None:
+    """One of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there; not the first,
+
+    for where runs grow in the text, those in the middle are met after few steps."""
     back = len(run) - SHORTEST
-    ends = ends[ends >= back]
-    ends = ends[text[ends - back] == run[0]]
-    if len(ends) > 64:  # as in a text that repeats itself: a hash of the whole run is quicker than comparing
+    at = at[at >= back]
+    at = at[text[at - back] == run[0]]
+    if len(at) > 64:  # as in a text that repeats itself: to hash the whole run is quicker than to compare it
         value = _Hashes(run).of(len(run))[0]
         hits = [
-            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + back + SHORTEST - 1]).of(len(run)) == value)
+            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + len(run) - 1]).of(len(run)) == value)
             for block in range(0, len(text), BLOCK)
         ]
-        ends = np.intersect1d(ends, np.concatenate(hits) + back)
-    return next((int(end) for end in ends if np.array_equal(text[end - back : end + SHORTEST], run)), None)
+        at = np.intersect1d(at, np.concatenate(hits) + back)
+    for there in np.roll(at, -(len(at) // 2)).tolist():
+        if np.array_equal(text[there - back : there + SHORTEST], run):
+            return there
+    return None
 
 
 def _equal(a: Ids, b: Ids) -> int:
