@@ -520,7 +520,7 @@ def _stands(text: Ids, at: Places, run: Ids) -> int | None:
             block + np.flatnonzero(_Hashes(text[block : block + BLOCK + len(run) - 1]).of(len(run)) == value)
             for block in range(0, len(text), BLOCK)
         ]
-        at = np.intersect1d(at, np.concatenate(hits) + back)
+        at = np.intersect1d(at, np.concatenate(hits) + back, assume_unique=True)
     for there in np.roll(at, -(len(at) // 2)).tolist():
         if np.array_equal(text[there - back : there + SHORTEST], run):
             return there
