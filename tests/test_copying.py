@@ -41,14 +41,16 @@ def texts(draw: st.DrawFn) -> tuple[list[Ids], Ids]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(texts(), st.lists(st.integers(0, 200), max_size=3), st.integers(1, 40))
+@given(texts(), st.lists(st.integers(0, 200), max_size=3), st.integers(1, 40), st.booleans())
 def test_it_finds_what_comparing_every_place_with_every_other_finds(
-    case: tuple[list[Ids], Ids], cuts: list[int], size: int
+    case: tuple[list[Ids], Ids], cuts: list[int], size: int, collide: bool
 ) -> None:
     samples, training = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", size)
         patch.setattr(module, "CHUNK", size)
+        if collide:  # all hashes are 0, so all that is found was found by comparing
+            patch.setattr(module._Hashes, "FACTOR", np.uint32(0))
         found = shared(samples, np.split(training, sorted(cuts)))
     for sample, result in zip(samples, found, strict=True):
         lengths = lengths_by_hand(sample, training)
