@@ -1,10 +1,13 @@
 """What TensorBoard shows of a run, read from the event files by its own code."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
@@ -14,6 +17,8 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
 
 from conftest import run_minigpt
+from minigpt.glassbox.callback import BLUE, ORANGE, attention_image, loss_by_position, surprisal_image
+from minigpt.run import RunFolder, read_checkpoint
 
 LAST = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
 ASK = RequestContext()
@@ -100,3 +105,44 @@ def test_a_run_that_goes_on_shows_its_settings_and_layout_once(in_trained: Path)
     steps, best = zip(*board.curve("tiny/version_0", "best/val_loss"), strict=True)
     assert steps == (7, 15, 23, 31)
     assert list(best) == sorted(best, reverse=True)
+
+
+def test_the_glass_box_shows_the_model_in_training_and_changes_no_bit_of_it(in_trained: Path) -> None:
+    Path("box.yaml").write_text("trainer: {callbacks: [minigpt.glassbox.callback.GlassBox]}")
+    fit = ("fit", "--config", "tiny.yaml", "--sampler.every_n_steps", 0)
+    assert run_minigpt(*fit, "--config", "box.yaml").code == 0
+    without, with_it = (RunFolder(Path(f"lightning_logs/tiny/version_{n}")) for n in (0, 1))
+    one, two = (read_checkpoint(run.last)["state_dict"] for run in (without, with_it))
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+
+    assert run_minigpt("fit", "--ckpt_path", str(with_it.last), "--trainer.max_steps", 32).code == 0
+    board, steps = Board(), [-1, 0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 23, 24, 31]
+    events = EventAccumulator(str(with_it.path), size_guidance={"images": 0}).Reload()
+    for name, size in {"within/attention": (132, 132), "within/surprisal": (768, 22)}.items():
+        images = events.Images(name)
+        assert [image.step for image in images] == steps
+        assert images[0].width == size[0]
+        assert images[0].height >= size[1]
+    tags = board.scalars.index_impl(ASK, "")["tiny/version_1"]
+    shown = {tag for tag in tags if tag.startswith("within/loss_after/")}
+    assert shown == {f"within/loss_after/{name}" for name in ("001", "002-003", "004-007", "008-015")}
+    assert [step for step, _ in board.curve("tiny/version_1", "within/loss_after/001")] == steps
+
+
+def test_without_tensorboard_the_glass_box_says_that_it_shows_nothing(workplace: Path) -> None:
+    Path("box.yaml").write_text("trainer: {logger: false, callbacks: [minigpt.glassbox.callback.GlassBox]}")
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--config", "box.yaml", "--trainer.max_steps", 8)
+    assert result.code == 0
+    assert "GlassBox shows nothing: it needs a TensorBoard logger" in result.out
+
+
+def test_what_the_glass_box_draws_has_the_place_and_the_strength_of_what_it_saw() -> None:
+    pattern = torch.eye(16).expand(2, 3, 16, 16)
+    image = attention_image(pattern)
+    assert image.shape == (2 * 66, 3 * 66, 3)  # a row for each block, a column for each head
+    assert image[1, 1].tolist() == list(BLUE)
+    assert image[1, 60].tolist() == [255, 255, 255]
+    assert attention_image(torch.eye(300).expand(1, 1, 300, 300)).shape == (130, 130, 3)
+    text = surprisal_image(list("a\nb"), torch.tensor([math.nan, 0.0, 20.0]))
+    assert [text[y, 1].tolist() for y in (1, 23)] == [[255, 255, 255], list(ORANGE)]
+    assert loss_by_position(torch.tensor([[math.nan, 1, 2, 4]])) == {"001": 1, "002-003": 3}
