@@ -118,11 +118,9 @@ def test_the_glass_box_shows_the_model_in_training_and_changes_no_bit_of_it(in_t
     assert run_minigpt("fit", "--ckpt_path", str(with_it.last), "--trainer.max_steps", 32).code == 0
     board, steps = Board(), [-1, 0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 23, 24, 31]
     events = EventAccumulator(str(with_it.path), size_guidance={"images": 0}).Reload()
-    for name, size in {"within/attention": (132, 132), "within/surprisal": (768, 22)}.items():
-        images = events.Images(name)
-        assert [image.step for image in images] == steps
-        assert images[0].width == size[0]
-        assert images[0].height >= size[1]
+    for name in ("within/attention", "within/surprisal"):
+        assert [image.step for image in events.Images(name)] == steps
+    assert events.Images("within/attention")[0].width == 2 * 66
     tags = board.scalars.index_impl(ASK, "")["tiny/version_1"]
     shown = {tag for tag in tags if tag.startswith("within/loss_after/")}
     assert shown == {f"within/loss_after/{name}" for name in ("001", "002-003", "004-007", "008-015")}
@@ -144,5 +142,6 @@ def test_what_the_glass_box_draws_has_the_place_and_the_strength_of_what_it_saw(
     assert image[1, 60].tolist() == [255, 255, 255]
     assert attention_image(torch.eye(300).expand(1, 1, 300, 300)).shape == (130, 130, 3)
     text = surprisal_image(list("a\nb"), torch.tensor([math.nan, 0.0, 20.0]))
+    assert text.shape == (2 * 22, 2 * 12, 3)  # a line end begins a line
     assert [text[y, 1].tolist() for y in (1, 23)] == [[255, 255, 255], list(ORANGE)]
     assert loss_by_position(torch.tensor([[math.nan, 1, 2, 4]])) == {"001": 1, "002-003": 3}

@@ -143,14 +143,14 @@ def surprisal_image(labels: list[str], bits_T: Tensor) -> np.ndarray:
 
     The first character, which nothing predicts, has no colour.
     """
-    columns, width, height = 64, 12, 22
+    columns, width, height = 48, 12, 22
     places, row, column = [], 0, 0
     for label in labels:
         if column == columns:
             row, column = row + 1, 0
         places.append((column, row))
         row, column = (row + 1, 0) if label == "\n" else (row, column + 1)
-    image = Image.new("RGB", (columns * width, (places[-1][1] + 1) * height), WHITE)
+    image = Image.new("RGB", ((max(places)[0] + 1) * width, (row + 1) * height), WHITE)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(16)
     grounds = mixed((bits_T.detach().cpu().nan_to_num() / 8).clamp(0, 1), ORANGE)
     for (x, y), label, ground in zip(places, labels, grounds, strict=True):
