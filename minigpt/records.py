@@ -2,8 +2,9 @@
 
 import csv
 import io
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 LOG_DIR = Path("lightning_logs")
@@ -32,3 +33,19 @@ def as_lines(columns: Iterable[str], rows: Iterable[dict[str, str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.DictWriter(text, list(columns), lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
+
+
+def film_steps(end: int, per_doubling: float, most: float = math.inf, kept: Set[int] = frozenset()) -> set[int]:
+    """Steps spaced by logarithm: 0, the powers of 2 with ``per_doubling`` - 1 steps between two of them, and ``end``.
+
+    Where these and the steps ``kept`` before would be more than ``most``, every second one is left out until they are
+    not; there are none where not even the first and the last would be few enough.
+    """
+    density = per_doubling
+    while density:
+        powers = (round(2 ** (k / density)) for k in range(int(density * math.log2(max(end, 1))) + 1))
+        steps = {0, end, *(power for power in powers if power <= end)}
+        if len(steps | kept) <= most:
+            return steps
+        density = density / 2 if len(steps) > 3 else 0
+    return set()

@@ -26,7 +26,7 @@ ONE = ("--trainer.devices", 1, "--trainer.strategy", "auto")
 # Without these, runs on one and on two devices differ by more than rounding.
 EXACT = ("--trainer.precision", "32-true", *(f"--model.{name}_pdrop=0" for name in ("embd", "attn", "resid")))
 PARTS = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks", "hyper_parameters")
-CURVES = ("train/loss", "train/grad_norm", "val/loss", "lr-AdamW/decay")
+CURVES = ("train/loss", "train/grad_norm", "val/loss", "train/lr-AdamW/decay")
 
 Begun = dict[str, subprocess.CompletedProcess[str]]
 

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -46,7 +46,7 @@ from minigpt.training.checkpoints import (
     Stopped,
     WholeCheckpointIO,
 )
-from minigpt.training.curves import MetricsCSV
+from minigpt.training.curves import MetricsCSV, TensorBoard
 from minigpt.training.data import CharDataModule
 from minigpt.training.film import Film
 from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
@@ -274,7 +274,7 @@ class MiniGPTCLI(LightningCLI):
         self.curves = TrainingCurves()
         callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.config_init.sampler]
         callbacks += [self.config_init.film, checkpoint, self.config_init.early_stopping]
-        callbacks += [TensorBoardExtras(), GracefulStop(checkpoint)]
+        callbacks += [TensorBoardExtras(checkpoint), GracefulStop(checkpoint)]
         if trainer.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(ProgressBar())
         if self.command == "predict":
@@ -309,7 +309,7 @@ class MiniGPTCLI(LightningCLI):
         step = self.checkpoint.get("global_step")  # what was logged after the checkpoint is logged again
         logger = trainer.logger
         if logger in (None, True):
-            logger = TensorBoardLogger(run.path, name="", version="", default_hp_metric=False, purge_step=step)
+            logger = TensorBoard(run.path, name="", version="", default_hp_metric=False, purge_step=step)
         loggers = [*listed(logger or None), MetricsCSV(run.path, step or 0)]
         return {"default_root_dir": str(run.path), "logger": loggers}
 

@@ -1,15 +1,27 @@
-"""The curves of a run as a table, ``metrics.csv``, that a spreadsheet opens."""
+"""The curves of a run: for TensorBoard, and as a table, ``metrics.csv``, that a spreadsheet opens."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from minigpt.files import written_whole
 from minigpt.records import METRICS, as_lines, read_rows
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, with the learning rates behind the losses, for TensorBoard goes by the alphabet; and without a chart
+    of the epoch, which Lightning adds to all that a model logs."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        kept = {name: value for name, value in metrics.items() if name != "epoch"}
+        super().log_metrics({f"train/{k}" if k.startswith("lr-") else k: v for k, v in kept.items()}, step)
 
 
 class MetricsCSV(Logger):

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from minigpt.errors import UserError
+from minigpt.records import film_steps
 from minigpt.run import RunFolder, write_checkpoint
 from minigpt.training.callbacks import evaluating, print_above_progress, training_curves
 from minigpt.training.checkpoints import RunCheckpoint, training_is_done
@@ -107,19 +108,3 @@ def frame_bytes(module: nn.Module) -> int:
     """The size of a frame's file, a little more than less."""
     weights = list(module.parameters())
     return sum(2 * weight.numel() + 400 for weight in weights) + 10_000
-
-
-def film_steps(end: int, per_doubling: float, most: float = math.inf, kept: Set[int] = frozenset()) -> Set[int]:
-    """Steps spaced by logarithm: 0, the powers of 2 with ``per_doubling`` - 1 steps between two of them, and ``end``.
-
-    Where these and the steps ``kept`` before would be more than ``most``, every second one is left out until they are
-    not; there are none where not even the first and the last would be few enough.
-    """
-    density = per_doubling
-    while density:
-        powers = (round(2 ** (k / density)) for k in range(int(density * math.log2(max(end, 1))) + 1))
-        steps = {0, end, *(power for power in powers if power <= end)}
-        if len(steps | kept) <= most:
-            return steps
-        density = density / 2 if len(steps) > 3 else 0
-    return set()
