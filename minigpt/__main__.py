@@ -27,6 +27,24 @@ COMMANDS = {
 
 def main() -> None:
     """Run one subcommand; a mistake of the user's ends in one paragraph and exit status 2."""
+    try:  # from the very first, for Ctrl-C may come at any moment
+        run_command()
+        sys.stdout.flush()  # here, where a closed pipe is met below
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        mistake = as_user_error(error)
+        if mistake is None or os.environ.get("MINIGPT_TRACEBACK"):
+            raise
+        print(explain(mistake), file=sys.stderr)
+        sys.exit(2)
+
+
+def run_command() -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(
         prog="minigpt",
         description="GPT-1 from scratch, on any text. Begin with: minigpt fit --config configs/quickstart.yaml",
@@ -44,21 +62,8 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] not in COMMANDS and (near := difflib.get_close_matches(sys.argv[1], COMMANDS, 1)):
         parser.error(f"there is no command {sys.argv[1]}; did you mean {near[0]}?")
     command = parser.parse_known_args(sys.argv[1:2])[0].command
-    try:
-        module = importlib.import_module(f"minigpt.{COMMANDS[command][0]}")
-        module.main(command, with_recipes(sys.argv[2:]))
-        sys.stdout.flush()  # here, where a closed pipe is met below
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception as error:
-        mistake = as_user_error(error)
-        if mistake is None or os.environ.get("MINIGPT_TRACEBACK"):
-            raise
-        print(explain(mistake), file=sys.stderr)
-        sys.exit(2)
+    module = importlib.import_module(f"minigpt.{COMMANDS[command][0]}")
+    module.main(command, with_recipes(sys.argv[2:]))
 
 
 def with_recipes(args: list[str]) -> list[str]:

@@ -5,13 +5,17 @@ import io
 import random
 import re
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from conftest import assert_clear_error, run_minigpt
+from conftest import ROOT, assert_clear_error, run_minigpt
+from minigpt.training import checkpoints
 from minigpt.training.callbacks import ProgressBar, TextSampler, print_above_progress
 from minigpt.training.module import GPTLightningModule
 
@@ -34,6 +38,39 @@ def test_a_run_of_one_step_shows_what_is_known(workplace: Path) -> None:
     assert re.search(r"1/1 .*, val=\d", shown)
     assert "nan" not in shown
     assert "char" not in shown
+
+
+def test_a_step_that_is_not_logged_waits_for_none_of_its_numbers(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each of these would let it stand still."""
+    read = []
+
+    def counting(real: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+        def look(tensor: torch.Tensor) -> Any:
+            file = Path(sys._getframe(1).f_code.co_filename)
+            read.extend([file] if file.is_relative_to(ROOT / "minigpt" / "training") else [])
+            return real(tensor)
+
+        return look
+
+    for name in ("__float__", "__bool__", "__int__", "item", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
+    flags = ("--trainer.max_steps", 48, "--trainer.log_every_n_steps", 16, "--trainer.limit_val_batches", 0)
+    assert run_minigpt("fit", "--config", "tiny.yaml", *flags, "--sampler.every_n_steps", 0).code == 0
+    assert 9 <= len(read) < 48, "three times the loss, the norms and whether they are finite; and what is saved"
+
+
+def test_processes_ask_each_other_for_a_signal_where_they_wait_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "step_is_done", lambda trainer: True)
+    monkeypatch.setattr(checkpoints, "validation_is_due", lambda trainer: False)
+    trainer: Any = types.SimpleNamespace(world_size=2, log_every_n_steps=20, global_step=0)
+    asked = []
+    stop = checkpoints.GracefulStop(checkpoints.RunCheckpoint())
+    monkeypatch.setattr(stop, "_stop_if_asked", lambda trainer: asked.append(trainer.global_step))
+    for trainer.global_step in range(1, 101):
+        stop.on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+    assert asked == [20, 40, 50, 60, 80, 100]
 
 
 def test_in_80_columns_loss_speed_and_validation_are_seen() -> None:

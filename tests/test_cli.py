@@ -288,6 +288,16 @@ def test_generate_starts_without_lightning_and_streams(in_trained: Path) -> None
         assert b"Traceback" not in process.stderr.read()
 
 
+@pytest.mark.parametrize("place", ["argparse.ArgumentParser.add_subparsers", "importlib.import_module"])
+def test_an_interrupt_ends_quietly_before_a_command_has_begun(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    result = run_minigpt("runs")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
 def test_a_misspelt_command_is_answered_by_the_nearest() -> None:
     result = run_minigpt("generat")
     assert result.code == 2

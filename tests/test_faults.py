@@ -410,6 +410,29 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_place(workplace: Path, v
     assert all(np.isfinite(norm) for step, norm in norms.items() if step < 9)
 
 
+RARE = dict.fromkeys(("--sampler.every_n_steps", "--trainer.val_check_interval", "--trainer.log_every_n_steps"), 24)
+SAVES = (
+    ", {class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+    "init_args: {every_n_train_steps: 1, save_top_k: -1, save_weights_only: true}}"
+)
+
+
+@pytest.mark.parametrize(("flag", "own"), [*((flag, "") for flag in RARE), ("", SAVES)])
+def test_a_gradient_that_is_no_number_is_named_before_anything_comes_of_it(
+    workplace: Path, flag: str, own: str
+) -> None:
+    """Before the next sample, validation or line of the curves, and before a callback of the user's own saves it."""
+    poison = "{class_path: test_faults.Poison, init_args: {step: 9, value: .nan}}"
+    Path("own.yaml").write_text(f"trainer: {{callbacks: [{poison}{own}]}}")
+    flags = [part for name, value in RARE.items() for part in (name, 12 if name == flag else value)]
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--config", "own.yaml", *flags)
+    assert_clear_error(result, "gradient of step 10 is nan", "number 9, has 1 windows with a loss that is not finite")
+    assert "--- step" not in result.out
+    kept = [torch.load(path, weights_only=True)["state_dict"] for path in RUN.path.rglob("*.ckpt")]
+    assert len(kept) == (9 if own else 0)
+    assert all(weight.isfinite().all() for weights in kept for weight in weights.values())
+
+
 def test_a_learning_rate_out_of_all_bounds_is_told_in_one_paragraph(workplace: Path) -> None:
     result = run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 1e30)
     assert_clear_error(result, "Training diverged", "smaller --model.learning_rate", "No good checkpoint")

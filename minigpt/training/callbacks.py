@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from fsspec.core import url_to_fs
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -87,11 +88,15 @@ class TextSampler(Callback):
                 raise UserError("Under FSDP no device has the whole model to write with: --sampler.every_n_steps 0.")
             pl_module.tokenizer.encode(self.prompt)  # raises now, not after the first thousand steps
 
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the step that has just been done is one after which the model writes."""
+        return bool(self.every_n_steps) and trainer.global_step % self.every_n_steps == 0 and step_is_done(trainer)
+
     @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        step = trainer.global_step
-        if not self.every_n_steps or step % self.every_n_steps or not step_is_done(trainer):
+        if not self.is_due(trainer):
             return
+        step = trainer.global_step
         text = self.prompt + self.write(pl_module)
         for curves in training_curves(trainer):
             curves.skip_time()
@@ -132,7 +137,7 @@ class TrainingCurves(Callback):
         self.rates: list[float] = []  # characters per second, of each step that was logged
         self.peak = math.inf  # FLOP/s of bare matrix products on all devices
         self._tokens, self._seconds = 0, 0.0  # since the last step that was logged
-        self._highest = 0.0  # gradient norm since then
+        self._highest = torch.tensor(0.0)  # gradient norm since then; on the device, so that no step waits for it
         self._mark: float | None = None  # when the time that is to be counted next began
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -161,7 +166,7 @@ class TrainingCurves(Callback):
         self._tokens += batch[0].numel() * trainer.world_size
         step, logging = trainer.global_step, False
         if step_is_done(trainer):
-            self._highest = max(self._highest, float(pl_module.grad_norm))
+            self._highest = torch.fmax(self._highest.to(pl_module.grad_norm), pl_module.grad_norm)
             logging = logs_step(trainer, step)
         if logging:  # the mean over all devices and accumulated batches; it waits for the device to finish
             self.loss = float(pl_module.train_nats.compute())
@@ -176,19 +181,19 @@ class TrainingCurves(Callback):
             "train/loss": self.loss,
             "train/bits_per_char": self.loss / math.log(2),
             "train/grad_norm": float(pl_module.grad_norm),
-            "train/grad_norm_max": self._highest,  # a spike between two logged steps shows here
+            "train/grad_norm_max": float(self._highest),  # a spike between two logged steps shows here
             "train/tokens_per_second": self.rates[-1],
             "train/mfu": self.utilisation(pl_module, self.rates[-1]),
         }
-        self._tokens, self._seconds, self._highest = 0, 0.0, 0.0
+        self._tokens, self._seconds, self._highest = 0, 0.0, torch.tensor(0.0)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step - 1)  # like Lightning, which numbers steps from 0
 
     def state_dict(self) -> dict[str, float]:
-        return {"highest": self._highest}
+        return {"highest": float(self._highest)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._highest = state["highest"]
+        self._highest = torch.tensor(state["highest"])
 
 
 def training_curves(trainer: Trainer) -> list[TrainingCurves]:

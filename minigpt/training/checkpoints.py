@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,14 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, written_whole
 from minigpt.run import RunFolder, read_checkpoint, write_checkpoint
+from minigpt.training.callbacks import TextSampler
 from minigpt.training.data import CharDataModule
-from minigpt.training.module import GPTLightningModule, step_is_done
+from minigpt.training.module import GPTLightningModule, looks_at_step, step_is_done
 
 # The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
 GROUPS = ("trainer", "sampler", "film", "checkpoint", "early_stopping")
@@ -173,7 +175,8 @@ def validation_is_due(trainer: Trainer) -> bool:
 class FiniteCheck(Callback):
     """Ends a run whose gradient is infinite or not a number, before anything of it is saved.
 
-    Every step is looked at, which waits for the device to finish it; on every process, for all share the gradient.
+    Every step is looked at, on every process, for all share the gradient. To look waits for the device. So it is done
+    for several steps at once: where one of them is logged, and before a sample, a validation and whatever saves.
 
     Args:
         checkpoint: knows what was saved before.
@@ -181,21 +184,43 @@ class FiniteCheck(Callback):
 
     def __init__(self, checkpoint: RunCheckpoint) -> None:
         self.checkpoint = checkpoint
+        # Of each step not looked at: its number, that of its batch, the gradient's norm and the batch's nats.
+        self.unseen: list[tuple[int, int, Tensor, Tensor]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GPTLightningModule)
+        pl_module.before_saving = partial(self.look, trainer)  # a callback is not asked before bare weights are saved
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, GPTLightningModule)
-        # In 16-mixed such steps are skipped by themselves.
-        if not step_is_done(trainer) or trainer.precision == "16-mixed" or math.isfinite(pl_module.grad_norm):
+        # In 16-mixed steps with such a gradient are skipped by themselves.
+        if not step_is_done(trainer) or trainer.precision == "16-mixed":
             return
-        batch, step = trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_step
-        what = f"the gradient of step {step} is {float(pl_module.grad_norm)}."
+        step, batch = trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx
+        self.unseen.append((step, batch, pl_module.grad_norm, pl_module.batch_nats_BT))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if looks_at_step(trainer, step) or any(isinstance(c, TextSampler) and c.is_due(trainer) for c in callbacks):
+            self.look(trainer)
+
+    def look(self, trainer: Trainer, *args: Any) -> None:
+        """Raise a UserError that describes the first step whose gradient is not finite, if there is one."""
+        norms = torch.stack([norm for _, _, norm, _ in self.unseen]).tolist() if self.unseen else []
+        for (step, batch, _, nats_BT), norm in zip(self.unseen, norms, strict=True):
+            if not math.isfinite(norm):
+                raise self.checkpoint.diverged(self._what(trainer, step, batch, norm, nats_BT), step)
+        self.unseen.clear()
+
+    on_validation_start = on_train_end = look  # type: ignore[assignment]
+
+    def _what(self, trainer: Trainer, step: int, batch: int, norm: float, nats_BT: Tensor) -> str:
+        what = f"the gradient of step {step} is {norm}."
         if isinstance(data := trainer.datamodule, CharDataModule):  # type: ignore[attr-defined]
-            sick = (~pl_module.batch_nats_BT.isfinite().all(dim=1)).tolist()
+            sick = (~nats_BT.isfinite().all(dim=1)).tolist()
             found = f"{sum(sick)} windows with a loss that is not finite" if any(sick) else "losses that are finite"
             places = [place for place, bad in zip(data.window_places(batch), sick, strict=True) if bad or not any(sick)]
             begin = ", ".join(f"{place:,}" for place in places[:5]) + ", ..." * (len(places) > 5)
             what += f" Its batch, number {batch}, has {found}; windows begin at character {begin} of the training text."
-        raise self.checkpoint.diverged(what, step)
+        return what
 
 
 class Outlet(io.FileIO):
@@ -237,22 +262,27 @@ class GracefulStop(Checkpoint):
     def __init__(self, checkpoint: RunCheckpoint) -> None:
         self.checkpoint = checkpoint
         self.received = 0
+        self._when = "after this step"
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._when = "all processes soon"  # where they wait for each other anyway
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
         with suppress(OSError):  # not by print, which may be what was interrupted
-            os.write(2, b"\nStopping after this step. Once more ends it at once, and loses what is not saved.\n")
+            os.write(2, f"\nStopping {self._when}. Once more ends it at once, and loses what is not saved.\n".encode())
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # Not in the middle of a step; and after a validation that is due, this is asked again.
-        if step_is_done(trainer) and not validation_is_due(trainer):
+        # Not in the middle of a step; and after a validation that is due, this is asked again. To ask all processes
+        # stops each until its device is done.
+        asked = trainer.world_size == 1 or looks_at_step(trainer, trainer.global_step)
+        if asked and step_is_done(trainer) and not validation_is_due(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

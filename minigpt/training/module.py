@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,6 +30,14 @@ def logs_step(trainer: Trainer, step: int) -> bool:
     """Whether optimizer step ``step``, counted from 1, is one whose loss is logged."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
+
+
+def looks_at_step(trainer: Trainer, step: int) -> bool:
+    """Whether the run waits for the device and for the other processes after optimizer step ``step``.
+
+    That is where the step is logged, and after every 50th in any case; the same on every process.
+    """
+    return logs_step(trainer, step) or step % 50 == 0
 
 
 def step_is_done(trainer: Trainer) -> bool:
@@ -133,6 +141,7 @@ class GPTLightningModule(LightningModule):
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
         self.has_curves = False  # whether a callback logs train_nats and empties it; else this module logs the loss
+        self.before_saving: Callable[[], None] = lambda: None  # raises where the weights are not worth saving
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -242,6 +251,7 @@ class GPTLightningModule(LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.before_saving()
         checkpoint["minigpt_format"] = FORMAT
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
         checkpoint["how"] = self.how(self.trainer)
