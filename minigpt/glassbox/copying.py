@@ -1,0 +1,389 @@
+"""Is it copying? What a text shares with the training text, and what a held-out text of that length shares with it.
+
+The texts asked about are small and the training text may be large, so the small ones are indexed and the large one is
+streamed past them. For each place in them is kept how far the text from there on is known to stand in the training
+text (its "matching statistics": Chang and Lawler 1994). Only n-grams that could add to that are looked for, by a
+rolling hash (Karp and Rabin 1987), and what has the right hash is compared: no answer rests on a hash.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigpt.errors import UserError
+from minigpt.text.corpus import Corpus, DataSettings
+from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
+
+SIZES = 5, 10, 20, 50  # the n of the n-grams
+SHORTEST = 20  # ids in a passage
+EXCERPTS = 8  # of the held-out text, which are the null
+BLOCK = 1 << 16  # ids that are hashed at once: their arrays fit a processor's cache
+CHUNK = 1 << 20  # ids after which what was found is looked at
+Ids = NDArray[np.integer]
+Places = NDArray[np.intp]
+NONE: Places = np.empty(0, np.intp)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ids ``start`` to ``end`` of a sample, which stand in the training text from ``place`` on."""
+
+    start: int
+    end: int
+    place: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a sample shares with the training text.
+
+    Args:
+        longest: the longest run of ids that stands in both, one of several; None if they share no id.
+        new: for each n, the part of the sample's n-grams that the training text lacks; None if it is shorter than n.
+        passages: the runs of at least :data:`SHORTEST` ids that are part of no longer one, in order. They may overlap.
+    """
+
+    longest: Run | None
+    new: dict[int, float | None]
+    passages: list[Run]
+
+
+def shared(samples: Sequence[Ids], training: Iterable[Ids]) -> list[Shared]:
+    """What each sample shares with the training text, exactly.
+
+    Args:
+        samples: ids.
+        training: the ids of the training text, in pieces of any length, which are read once and in order.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets other threads run while it computes
+        search = _Search(samples, threads)
+        for text, place, new in _chunks(training, max(map(len, samples), default=0), search.ids.dtype):
+            search.read(text, place, new)
+    return search.found()
+
+
+def _chunks(pieces: Iterable[Ids], overlap: int, dtype: np.dtype) -> Iterator[tuple[Ids, int, int]]:
+    """The text in chunks, each after ``overlap`` ids that were in the one before.
+
+    Yields:
+        the ids, the place of the first in the text, and which of them is the first new one.
+    """
+    before, place, size = np.empty(0, dtype), 0, BLOCK  # what is found first is the most, so the first chunks are small
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            new = piece[start : start + size]
+            chunk = np.concatenate([before, new.astype(np.promote_types(dtype, new.dtype), copy=False)])
+            yield chunk, place - len(before), len(before)
+            before, place, start = chunk[max(0, len(chunk) - overlap) :], place + len(new), start + len(new)
+            size = max(min(2 * size, CHUNK), overlap)
+
+
+class _Hashes:
+    """Hashes of the n-grams at each place of a text: of n ids x, the sum of x_k * FACTOR * BASE^(n - 1 - k)."""
+
+    FACTOR, BASE = np.uint32(0x9E3779B1), 0x85EBCA6B  # odd numbers, whose bits look random
+
+    def __init__(self, ids: Ids) -> None:
+        single = ids.astype(np.uint32)
+        single *= self.FACTOR
+        self._known = {1: single}
+
+    def of(self, n: int) -> NDArray[np.uint32]:
+        if n not in self._known:
+            half = self.of(n // 2)
+            self._known[n] = self._joined(half, half, n // 2)
+            if n % 2:
+                self._known[n] = self._joined(self._known[n], self.of(1), 1, n - 1)
+        return self._known[n]
+
+    def _joined(self, left: NDArray[np.uint32], right: NDArray[np.uint32], size: int, shift: int = 0) -> NDArray:
+        right = right[shift or size :]
+        joined = left[: len(right)] * np.uint32(pow(self.BASE, size, 1 << 32))
+        joined += right[: len(joined)]
+        return joined
+
+
+class _Kinds:
+    """Tells which n-grams of a text are equal, for any n."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.ids = ids
+        self._doubled = [ids.astype(np.int64)]  # of n = 1, 2, 4, ...: numbers that are equal where the n-grams are
+
+    def of(self, n: int, starts: Places) -> tuple[Places, Places]:
+        """Of the n-grams at those places, a place for each kind, and the kind of each, a number from 0 on."""
+        if not len(starts):
+            return starts, starts
+        while n >> len(self._doubled):
+            size = 1 << len(self._doubled)
+            self._doubled.append(self._paired(size, np.arange(len(self.ids) - size + 1))[1])
+        first, kinds = self._paired(n, starts)
+        return starts[first], kinds
+
+    def _paired(self, n: int, starts: Places) -> tuple[Places, Places]:
+        power = (n - 1 if n > 1 else n).bit_length() - 1  # two of those n-grams, which may overlap, make one of n
+        half = self._doubled[power]
+        pairs = half[starts] * (half.max() + 1) + half[starts + n - (1 << power)]
+        return np.unique(pairs, return_index=True, return_inverse=True)[1:]
+
+
+class _Grams:
+    """The n-grams of some places of the samples, each kind once; those that are ``wanted`` can be found in a text."""
+
+    def __init__(self, n: int, text: _Kinds, starts: Places) -> None:
+        self.n, self._ids, self.starts = n, text.ids, starts
+        first, kinds = text.of(n, starts)
+        hashes = _Hashes(self._ids).of(n)[first]
+        order = np.argsort(hashes)
+        self.first, self._hashes = first[order], hashes[order]
+        self.kinds = np.argsort(order)[kinds]  # of each start
+        self._by_kind = np.argsort(self.kinds, kind="stable")
+        bits = int(np.clip(np.ceil(np.log2(16 * len(first) + 1)), 10, 20))
+        self._shift, self._mask = np.uint32(32 - bits), np.uint32((1 << bits) - 1)
+        self._slots = self._hashes >> self._shift
+        self._count = np.zeros(1 << bits, np.int32)  # wanted kinds in a slot
+        self._filter = np.zeros(1 << bits, bool)
+        self._second = np.zeros(1 << bits, bool)
+        self._second[self._hashes & self._mask] = True
+        self.wanted = np.zeros(len(first), bool)
+        self.want(np.ones(len(first), bool))
+
+    def want(self, wanted: NDArray[np.bool]) -> None:
+        changed = np.flatnonzero(wanted != self.wanted)
+        slots = self._slots[changed]
+        np.add.at(self._count, slots, np.where(wanted[changed], 1, -1).astype(np.int32))
+        self._filter[slots] = self._count[slots] > 0
+        self.wanted = wanted
+
+    def starts_of(self, kind: int) -> Places:
+        low, high = np.searchsorted(self.kinds, [kind, kind + 1], sorter=self._by_kind)
+        return self.starts[self._by_kind[low:high]]
+
+    def find(self, text: Ids, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
+        """Where in ``text``, whose hashes these are, wanted kinds begin, and which."""
+        places = np.flatnonzero(self._filter.take(hashes >> self._shift))
+        places = places[self._second[hashes[places] & self._mask]]
+        low, high = (np.searchsorted(self._hashes, hashes[places], side) for side in ("left", "right"))
+        more = high - low  # kinds of that hash: 0, 1 or, hardly ever, more
+        places = np.repeat(places, more)
+        kinds = np.repeat(low - np.cumsum(more) + more, more) + np.arange(len(places))
+        equal = text[places[:, None] + np.arange(self.n)] == self._ids[self.first[kinds, None] + np.arange(self.n)]
+        keep = self.wanted[kinds] & equal.all(axis=1)
+        return places[keep], kinds[keep]
+
+
+def _find(
+    text: Ids, start: int, grams: Sequence[_Grams], threads: ThreadPoolExecutor
+) -> list[tuple[Places, Places]]:
+    """Where in ``text`` wanted n-grams begin that end after ``start``, and their kinds, for each of ``grams``."""
+    largest = max((g.n for g in grams), default=1)
+
+    def look(block: int) -> list[tuple[Places, Places]]:
+        part = text[block : block + BLOCK + largest - 1]  # with n-grams that end in the next block
+        hashes = _Hashes(part)
+        found = [g.find(part, hashes.of(g.n)[:BLOCK]) if g.wanted.any() else (NONE, NONE) for g in grams]
+        return [(places + block, kinds) for places, kinds in found]
+
+    blocks = threads.map(look, range(max(0, start - largest + 1), len(text), BLOCK))
+    return [tuple(map(np.concatenate, zip(*found, strict=True))) for found in zip(*blocks, strict=True)]
+
+
+class _Search:
+    """How far the samples are known to stand in the training text that was read so far.
+
+    Args:
+        samples: ids. They lie side by side in ``ids``.
+
+    Attributes:
+        reach: for each place the end of a run from there on that stands in the training text. It never falls from one
+            place to the next. A run that is shorter than the longest of its sample and shorter than :data:`SHORTEST`
+            may be cut off at one of the :data:`SIZES`; all others are as long as can be.
+        offset: for each place what is to be added to it for the run's place in the training text.
+    """
+
+    def __init__(self, samples: Sequence[Ids], threads: ThreadPoolExecutor) -> None:
+        self.threads = threads
+        self.ids = np.concatenate([np.empty(0, np.uint8), *samples])
+        self.kinds = _Kinds(self.ids)
+        ends = np.cumsum([len(sample) for sample in samples], dtype=np.intp)
+        self.samples = [range(end - len(sample), end) for sample, end in zip(samples, ends.tolist(), strict=True)]
+        self.places = np.arange(len(self.ids))
+        lengths = [len(sample) for sample in samples]
+        self.starts, self.ends = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)  # of a place's sample
+        self.reach, self.offset = self.places.copy(), np.zeros_like(self.places)
+        self.short = [_Grams(n, self.kinds, self._fitting(n)) for n in SIZES if n < SHORTEST]
+        self.long = _Grams(SHORTEST, self.kinds, self._fitting(SHORTEST))
+        self.kind = np.full(len(self.ids), -1)  # of the n-gram of SHORTEST ids at each place
+        self.kind[self.long.starts] = self.long.kinds
+        self.next: list[_Grams] = []  # n-grams that are one longer than the longest run of their sample
+        self.next_sizes: list[int] = []  # that length for each sample
+        self._look_for_longer()
+        self._breaks()
+
+    def _fitting(self, n: int) -> Places:
+        """The places from where on ``n`` ids are in one sample."""
+        return np.flatnonzero(self.places + n <= self.ends)
+
+    def read(self, text: Ids, place: int, new: int) -> None:
+        """Read a part of the training text that lies at ``place``; what comes before ``new`` was read before."""
+        marked = [*self.short, *self.next]
+        long, *found = _find(text, new, [self.long, *marked], self.threads)
+        self._extend(text, place, new, *long)
+        while True:
+            for grams, (places, kinds) in zip(marked, found, strict=True):
+                self._mark(grams, place, places, kinds)
+            if not self._look_for_longer():
+                break
+            marked = self.next
+            found = _find(text, new, marked, self.threads)
+
+    def _mark(self, grams: _Grams, place: int, places: Places, kinds: Places) -> None:
+        """Note that n-grams stand in the training text, and look for them no more."""
+        if not len(places):
+            return
+        at = np.full(len(grams.first), -1)
+        at[kinds[::-1]] = places[::-1]  # the first place of each kind
+        starts = grams.starts[at[grams.kinds] >= 0]
+        starts = starts[self.reach[starts] < starts + grams.n]
+        self.reach[starts] = starts + grams.n
+        self.offset[starts] = place + at[grams.kinds[np.searchsorted(grams.starts, starts)]] - starts
+        grams.want(grams.wanted & (at < 0))
+        # A run from a place on is one from the next place on as well.
+        furthest = np.maximum.accumulate(self.reach)
+        source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
+        self.reach, self.offset = furthest, self.offset[source]
+
+    def _look_for_longer(self) -> bool:
+        """Look for n-grams that would be the longest run of a sample whose runs are short. Whether others than before."""
+        lengths = self.reach - self.places
+        sizes = [int(lengths[sample.start : sample.stop].max(initial=0)) + 1 for sample in self.samples]
+        if sizes == self.next_sizes:
+            return False
+        self.next_sizes, self.next = sizes, []
+        for n in {n for n in sizes if n < SHORTEST and n not in SIZES}:
+            fitting = [range(s.start, s.stop - n + 1) for s, size in zip(self.samples, sizes, strict=True) if size == n]
+            self.next.append(_Grams(n, self.kinds, np.concatenate([np.arange(f.start, f.stop) for f in fitting])))
+        return True
+
+    def _breaks(self) -> None:
+        """Look for what would make a long run longer.
+
+        A run can grow only where its last ids and the one after it, together SHORTEST ids, stand in the training text.
+        Such an n-gram is looked for if it isn't found yet, or if runs end there that lack its last id. Of these runs
+        the shortest is kept: only where that goes on can a longer one.
+        """
+        found = self.reach - self.places >= SHORTEST
+        starts = self.long.starts
+        self.missing = np.zeros(len(self.long.first), bool)  # kinds that aren't found
+        self.missing[self.kind[starts[~found[starts]]]] = True
+        last = np.append(self.reach[1:] != self.reach[:-1], True)[: len(found)]  # the shortest run that ends there
+        starts = np.flatnonzero(found & last & (self.reach < self.ends))
+        starts = starts[found[self.reach[starts] + 1 - SHORTEST]]
+        kinds = self.kind[self.reach[starts] + 1 - SHORTEST]
+        order = np.argsort(kinds)
+        self.break_kinds = kinds[order]
+        self.breaks = np.stack([starts, self.reach[starts] + 1], axis=1)[order]  # what each would be if it grew by one
+        wanted = self.missing.copy()
+        wanted[kinds] = True
+        self.long.want(wanted)
+
+    def _extend(self, text: Ids, place: int, new: int, places: Places, kinds: Places) -> None:
+        """Note all long runs of this part of the training text, where wanted n-grams stand at ``places``."""
+        searched = self.long.wanted
+        while self._grow(text, place, places, kinds):
+            self._breaks()
+            wanted = self.long.wanted
+            keep = wanted[kinds]
+            places, kinds = places[keep], kinds[keep]
+            if (others := wanted & ~searched).any():
+                self.long.want(others)
+                ((more, of),) = _find(text, new, [self.long], self.threads)
+                self.long.want(wanted)
+                places, kinds, searched = np.append(places, more), np.append(kinds, of), searched | others
+
+    def _grow(self, text: Ids, place: int, places: Places, kinds: Places) -> bool:
+        """Make runs longer by what stands at those places. Whether any grew."""
+        grown = False
+        order = np.argsort(kinds, kind="stable")
+        present, first = np.unique(kinds[order], return_index=True)
+        for kind, at in zip(present.tolist(), np.split(places[order], first[1:]), strict=False):
+            if self.missing[kind]:
+                grown = True
+                for start in self.long.starts_of(kind).tolist():
+                    if self.reach[start] < start + SHORTEST:
+                        self._align(text, place, start, int(at[0]))
+            for runs in self._targets(kind):
+                if (found := _first(text, at, self.ids[slice(*runs[0])])) is not None:
+                    grown = True
+                    for _, end in runs:
+                        self._align(text, place, end - SHORTEST, found)
+        return grown
+
+    def _targets(self, kind: int) -> list[list[tuple[int, int]]]:
+        """The runs to look for that end in n-grams of that kind, those with the same ids together."""
+        low, high = np.searchsorted(self.break_kinds, [kind, kind + 1])
+        alike = defaultdict[bytes, list[tuple[int, int]]](list)
+        for start, end in self.breaks[low:high].tolist():
+            if self.reach[start] < end:
+                alike[self.ids[start:end].tobytes()].append((start, end))
+        return list(alike.values())
+
+    def _align(self, text: Ids, place: int, here: int, there: int) -> None:
+        """Note the run around ``here`` in the samples and ``there`` in the text, where they are equal."""
+        stop = here + _equal(self.ids[here : self.ends[here]], text[there:])
+        start = here - _equal(self.ids[self.starts[here] : here][::-1], text[:there][::-1])
+        better = start + np.flatnonzero(self.reach[start:stop] < stop)
+        self.reach[better], self.offset[better] = stop, place + there - here
+
+    def found(self) -> list[Shared]:
+        return [self._found(sample) for sample in self.samples]
+
+    def _found(self, sample: range) -> Shared:
+        part = slice(sample.start, sample.stop)
+        starts, lengths = np.arange(len(sample)), self.reach[part] - self.places[part]
+
+        def run(start: int) -> Run:
+            place = start + sample.start + int(self.offset[sample.start + start])
+            return Run(start, start + int(lengths[start]), place)
+
+        new = {n: float((lengths[: len(sample) - n + 1] < n).mean()) if len(sample) >= n else None for n in SIZES}
+        ends = starts + lengths
+        maximal = (lengths >= SHORTEST) & (ends > np.append(0, ends[:-1])[: len(ends)])
+        longest = run(int(lengths.argmax())) if lengths.any() else None
+        return Shared(longest, new, [run(start) for start in np.flatnonzero(maximal).tolist()])
+
+
+def _first(text: Ids, ends: Places, run: Ids) -> int | None:
+    """The first of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there."""
+    back = len(run) - SHORTEST
+    ends = ends[ends >= back]
+    ends = ends[text[ends - back] == run[0]]
+    if len(ends) > 64:  # as in a text that repeats itself: a hash of the whole run is quicker than comparing
+        value = _Hashes(run).of(len(run))[0]
+        hits = [
+            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + back + SHORTEST - 1]).of(len(run)) == value)
+            for block in range(0, len(text), BLOCK)
+        ]
+        ends = np.intersect1d(ends, np.concatenate(hits) + back)
+    return next((int(end) for end in ends if np.array_equal(text[end - back : end + SHORTEST], run)), None)
+
+
+def _equal(a: Ids, b: Ids) -> int:
+    """How many ids are equal, from the start of both on."""
+    size, done, step = min(len(a), len(b)), 0, 64
+    while done < size:
+        stop = min(size, done + step)
+        differ = a[done:stop] != b[done:stop]
+        if differ.any():
+            return done + int(differ.argmax())
+        done, step = stop, 2 * step
+    return size
