@@ -22,8 +22,9 @@ from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
 SIZES = 5, 10, 20, 50  # the n of the n-grams
 SHORTEST = 20  # ids in a passage
 EXCERPTS = 8  # of the held-out text, which are the null
-BLOCK = 1 << 16  # ids that are hashed at once: their arrays fit a processor's cache
-CHUNK = 1 << 20  # ids after which what was found is looked at
+WINDOW = 10  # ids by which longer n-grams are looked for
+BLOCK = 1 << 17  # ids that are hashed at once: their arrays fit a processor's cache
+CHUNK = 1 << 21  # ids after which what was found is looked at
 Ids = NDArray[np.integer]
 Places = NDArray[np.intp]
 NONE: Places = np.empty(0, np.intp)
@@ -136,65 +137,115 @@ class _Kinds:
         return np.unique(pairs, return_index=True, return_inverse=True)[1:]
 
 
-class _Grams:
-    """The n-grams of some places of the samples, each kind once; those that are ``wanted`` can be found in a text."""
+class _Filter:
+    """Which hashes may be wanted: a table of them by some of their bits, which a processor's cache holds."""
 
-    def __init__(self, n: int, text: _Kinds, starts: Places) -> None:
-        self.n, self._ids, self.starts = n, text.ids, starts
+    def __init__(self, size: int) -> None:
+        self.bits = int(np.clip(np.ceil(np.log2(16 * size + 1)), 10, 20))
+        self._count = np.zeros(1 << self.bits, np.int32)
+        self._table = np.zeros(1 << self.bits, bool)
+
+    def add(self, slots: NDArray[np.uint32], count: NDArray[np.int32]) -> None:
+        np.add.at(self._count, slots, count)
+        self._table[slots] = self._count[slots] > 0
+
+    def places(self, slots: NDArray[np.uint32]) -> Places:
+        return self._table.take(slots).nonzero()[0]
+
+
+class _Window:
+    """The filter that all n-grams share that are looked for by their first ``size`` ids."""
+
+    def __init__(self, size: int, ids: Ids) -> None:
+        self.size, self._filter = size, _Filter(len(ids))
+        self._mask = np.uint32((1 << self._filter.bits) - 1)
+
+    def add(self, hashes: NDArray[np.uint32], count: NDArray[np.int32]) -> None:
+        self._filter.add(hashes & self._mask, count)
+
+    def places(self, hashes: NDArray[np.uint32]) -> Places:
+        return self._filter.places(hashes & self._mask)
+
+
+class _Grams:
+    """The n-grams of some places of the samples, each kind once; those that are ``wanted`` can be found in a text.
+
+    An n-gram longer than its window is hashed by its first and its last ids, as many as the window has.
+    """
+
+    def __init__(self, n: int, text: _Kinds, starts: Places, window: _Window) -> None:
+        self.n, self._ids, self.starts, self.window = n, text.ids, starts, window
         first, kinds = text.of(n, starts)
-        hashes = _Hashes(self._ids).of(n)[first]
+        windows = _Hashes(self._ids).of(window.size)
+        hashes = self._hash(windows, first)
         order = np.argsort(hashes)
-        self.first, self._hashes = first[order], hashes[order]
+        self.first, self._hashes, self._windows = first[order], hashes[order], windows[first[order]]
         self.kinds = np.argsort(order)[kinds]  # of each start
         self._by_kind = np.argsort(self.kinds, kind="stable")
-        bits = int(np.clip(np.ceil(np.log2(16 * len(first) + 1)), 10, 20))
-        self._shift, self._mask = np.uint32(32 - bits), np.uint32((1 << bits) - 1)
-        self._slots = self._hashes >> self._shift
-        self._count = np.zeros(1 << bits, np.int32)  # wanted kinds in a slot
-        self._filter = np.zeros(1 << bits, bool)
-        self._second = np.zeros(1 << bits, bool)
-        self._second[self._hashes & self._mask] = True
+        self._filter = _Filter(len(first))
+        self._shift = np.uint32(32 - self._filter.bits)
         self.wanted = np.zeros(len(first), bool)
         self.want(np.ones(len(first), bool))
 
+    def _hash(self, windows: NDArray[np.uint32], places: Places) -> NDArray[np.uint32]:
+        hashes = windows[places]
+        if self.n > self.window.size:
+            hashes = hashes * _Hashes.FACTOR + windows[places + self.n - self.window.size]
+        return hashes
+
     def want(self, wanted: NDArray[np.bool]) -> None:
         changed = np.flatnonzero(wanted != self.wanted)
-        slots = self._slots[changed]
-        np.add.at(self._count, slots, np.where(wanted[changed], 1, -1).astype(np.int32))
-        self._filter[slots] = self._count[slots] > 0
+        count = np.where(wanted[changed], 1, -1).astype(np.int32)
+        self._filter.add(self._hashes[changed] >> self._shift, count)
+        self.window.add(self._windows[changed], count)
         self.wanted = wanted
 
     def starts_of(self, kind: int) -> Places:
         low, high = np.searchsorted(self.kinds, [kind, kind + 1], sorter=self._by_kind)
         return self.starts[self._by_kind[low:high]]
 
-    def find(self, text: Ids, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
-        """Where in ``text``, whose hashes these are, wanted kinds begin, and which."""
-        places = np.flatnonzero(self._filter.take(hashes >> self._shift))
-        places = places[self._second[hashes[places] & self._mask]]
-        low, high = (np.searchsorted(self._hashes, hashes[places], side) for side in ("left", "right"))
-        more = high - low  # kinds of that hash: 0, 1 or, hardly ever, more
+    def candidates(self, windows: NDArray[np.uint32], places: Places) -> tuple[Places, NDArray[np.uint32]]:
+        """Of the places in a text of those window hashes the ones where a wanted kind may begin, and its hash there."""
+        places = places[: np.searchsorted(places, len(windows) - self.n + self.window.size)]
+        hashes = self._hash(windows, places)
+        keep = self._filter.places(hashes >> self._shift)
+        return places[keep], hashes[keep]
+
+    def confirm(self, text: Ids, places: Places, hashes: NDArray[np.uint32]) -> tuple[Places, Places]:
+        """Of the places with those hashes the ones where a wanted kind does begin in ``text``, and the kind."""
+        low = np.searchsorted(self._hashes, hashes)
+        known = (self._hashes.take(low, mode="clip") == hashes).nonzero()[0]
+        places, low = places[known], low[known]
+        more = np.searchsorted(self._hashes, hashes[known], "right") - low  # kinds of that hash, hardly ever above 1
         places = np.repeat(places, more)
         kinds = np.repeat(low - np.cumsum(more) + more, more) + np.arange(len(places))
-        equal = text[places[:, None] + np.arange(self.n)] == self._ids[self.first[kinds, None] + np.arange(self.n)]
-        keep = self.wanted[kinds] & equal.all(axis=1)
-        return places[keep], kinds[keep]
+        keep = self.wanted[kinds].nonzero()[0]
+        places, kinds = places[keep], kinds[keep]
+        for k in range(self.n):
+            keep = (text[places + k] == self._ids[self.first[kinds] + k]).nonzero()[0]
+            places, kinds = places[keep], kinds[keep]
+        return places, kinds
 
 
-def _find(
-    text: Ids, start: int, grams: Sequence[_Grams], threads: ThreadPoolExecutor
-) -> list[tuple[Places, Places]]:
+def _find(text: Ids, start: int, grams: Sequence[_Grams], threads: ThreadPoolExecutor) -> list[tuple[Places, Places]]:
     """Where in ``text`` wanted n-grams begin that end after ``start``, and their kinds, for each of ``grams``."""
     largest = max((g.n for g in grams), default=1)
+    wanted = [g for g in grams if g.wanted.any()]
+    windows = {g.window for g in wanted}
 
-    def look(block: int) -> list[tuple[Places, Places]]:
-        part = text[block : block + BLOCK + largest - 1]  # with n-grams that end in the next block
-        hashes = _Hashes(part)
-        found = [g.find(part, hashes.of(g.n)[:BLOCK]) if g.wanted.any() else (NONE, NONE) for g in grams]
-        return [(places + block, kinds) for places, kinds in found]
+    def candidates(block: int) -> list[tuple[Places, NDArray[np.uint32]]]:
+        known = _Hashes(text[block : block + BLOCK + largest - 1])  # with n-grams that end in the next block
+        hashes = {window: known.of(window.size) for window in windows}
+        places = {window: window.places(hashes[window][:BLOCK]) for window in windows}
+        found = [g.candidates(hashes[g.window], places[g.window]) for g in wanted]
+        return [(places + block, values) for places, values in found]
 
-    blocks = threads.map(look, range(max(0, start - largest + 1), len(text), BLOCK))
-    return [tuple(map(np.concatenate, zip(*found, strict=True))) for found in zip(*blocks, strict=True)]
+    def confirmed(g: _Grams, found: Sequence[tuple[Places, NDArray[np.uint32]]]) -> tuple[Places, Places]:
+        return g.confirm(text, *map(np.concatenate, zip(*found, strict=True)))
+
+    blocks = threads.map(candidates, range(max(0, start - largest + 1), len(text), BLOCK))
+    found = dict(zip(wanted, threads.map(confirmed, wanted, zip(*blocks, strict=True)), strict=True))
+    return [found.get(g, (NONE, NONE)) for g in grams]
 
 
 class _Search:
@@ -220,14 +271,18 @@ class _Search:
         lengths = [len(sample) for sample in samples]
         self.starts, self.ends = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)  # of a place's sample
         self.reach, self.offset = self.places.copy(), np.zeros_like(self.places)
-        self.short = [_Grams(n, self.kinds, self._fitting(n)) for n in SIZES if n < SHORTEST]
-        self.long = _Grams(SHORTEST, self.kinds, self._fitting(SHORTEST))
+        self.wide = _Window(WINDOW, self.ids)
+        self.short = [self._grams(n, self._fitting(n)) for n in SIZES if n < SHORTEST]
+        self.long = self._grams(SHORTEST, self._fitting(SHORTEST))
         self.kind = np.full(len(self.ids), -1)  # of the n-gram of SHORTEST ids at each place
         self.kind[self.long.starts] = self.long.kinds
         self.next: list[_Grams] = []  # n-grams that are one longer than the longest run of their sample
         self.next_sizes: list[int] = []  # that length for each sample
         self._look_for_longer()
         self._breaks()
+
+    def _grams(self, n: int, starts: Places) -> _Grams:
+        return _Grams(n, self.kinds, starts, self.wide if n >= WINDOW else _Window(n, self.ids))
 
     def _fitting(self, n: int) -> Places:
         """The places from where on ``n`` ids are in one sample."""
@@ -257,10 +312,6 @@ class _Search:
         self.reach[starts] = starts + grams.n
         self.offset[starts] = place + at[grams.kinds[np.searchsorted(grams.starts, starts)]] - starts
         grams.want(grams.wanted & (at < 0))
-        # A run from a place on is one from the next place on as well.
-        furthest = np.maximum.accumulate(self.reach)
-        source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
-        self.reach, self.offset = furthest, self.offset[source]
 
     def _look_for_longer(self) -> bool:
         """Look for n-grams that would be the longest run of a sample whose runs are short. Whether others than before."""
@@ -268,10 +319,12 @@ class _Search:
         sizes = [int(lengths[sample.start : sample.stop].max(initial=0)) + 1 for sample in self.samples]
         if sizes == self.next_sizes:
             return False
+        for grams in self.next:
+            grams.want(np.zeros_like(grams.wanted))
         self.next_sizes, self.next = sizes, []
         for n in {n for n in sizes if n < SHORTEST and n not in SIZES}:
             fitting = [range(s.start, s.stop - n + 1) for s, size in zip(self.samples, sizes, strict=True) if size == n]
-            self.next.append(_Grams(n, self.kinds, np.concatenate([np.arange(f.start, f.stop) for f in fitting])))
+            self.next.append(self._grams(n, np.concatenate([np.arange(f.start, f.stop) for f in fitting])))
         return True
 
     def _breaks(self) -> None:
@@ -345,6 +398,10 @@ class _Search:
         self.reach[better], self.offset[better] = stop, place + there - here
 
     def found(self) -> list[Shared]:
+        # A run from one place on is a run from the next place on as well.
+        furthest = np.maximum.accumulate(self.reach)
+        source = np.maximum.accumulate(np.where(self.reach == furthest, self.places, 0))
+        self.reach, self.offset = furthest, self.offset[source]
         return [self._found(sample) for sample in self.samples]
 
     def _found(self, sample: range) -> Shared:
