@@ -2,19 +2,19 @@
 
 import os
 import sys
-from typing import Any
 
 from minigpt import UserError, __version__, load
 from minigpt.commands import call, print_as_json
 from minigpt.files import user_path, written_whole
 
 
-def report(ckpt_path: str, output: str = "report.html", json: bool = False) -> None:
+def report(ckpt_path: str, output: str = "report.html", corpus: str | None = None, json: bool = False) -> None:
     """Write a page on a finished run, an HTML file that needs no network and no server.
 
     Args:
         ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
         output: the file to write. One that is there is replaced only if it is such a page, and as it was written.
+        corpus: where the text of the run is now, if it has moved.
         json: print the figures of the page as JSON too.
     """
     from minigpt.glassbox.report import make, was_written_here
@@ -27,7 +27,11 @@ def report(ckpt_path: str, output: str = "report.html", json: bool = False) -> N
             "file with --output."
         )
     checkpoint = find_checkpoint(ckpt_path)
-    page, figures = make(load(checkpoint), checkpoint, __version__, lambda stage: print(stage, file=sys.stderr))
+
+    def say(stage: str) -> None:
+        print(f"{stage} ...", file=sys.stderr)
+
+    page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus=corpus)
     try:
         with written_whole(path) as file:
             file.write(page)

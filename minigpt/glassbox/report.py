@@ -1,6 +1,7 @@
-"""The page on a finished run: what it is, how good it is, what is inside, what it writes. One file, without scripts."""
+"""The page on a finished run: what it is, how good it is, what is inside, what it writes. One file, without scripts.
 
-from __future__ import annotations
+``report.html`` has the words and the style; here is what they are about. Jinja escapes all that is not markup of ours.
+"""
 
 import datetime
 import hashlib
@@ -13,34 +14,195 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import torch
 import yaml
 
 from minigpt.cost import flops_per_token
+from minigpt.errors import UserError
+from minigpt.glassbox.copying import shared
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
 from minigpt.glassbox.trace import Trace, Traceable, trace
+from minigpt.glassbox.validation import (
+    CLASSES,
+    PASSAGE,
+    Validation,
+    class_of,
+    mean_and_interval,
+    open_corpus,
+    score,
+)
 from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, read_checkpoint
+from minigpt.text.baselines import baselines
 
-MARK = b"<!-- minigpt report, SHA-256 of all before this: "
+MARK = b"<!-- minigpt report; SHA-256 of all before: "
 NEWLINES = ("\n", "\\x0a")  # as a tokenizer of characters and one of bytes show them
 BLANKS = {" ": "\u00b7", "\t": "\u2192", **dict.fromkeys(NEWLINES, "\u21b5")}
-# Characters that HTML may not hold, as those that Unicode has to show them.
-CONTROL = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# Characters that HTML may not hold, and what Unicode has to show them.
+CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+CONTROL |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 MOST_BITS = 8  # where the colour of surprise ends
 BINS = 120  # points of the training curve
 MAP = 64  # characters of an attention map
 COLUMNS = 26  # of the lens
+EXCERPT = 256  # characters whose surprisal is shown
+PASSAGES = 3  # hardest ones, and easiest ones
+HELD_OUT = 8  # texts that show what any text shares with the training text
 SAMPLES, LENGTH, TEMPERATURE = 3, 400, 0.8
 
 
+def make(
+    model: Any, path: Path, version: str, say: Callable[[str], None], **corpus: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The page on the run that a checkpoint is from, and its figures as plain data.
+
+    Args:
+        model: what ``minigpt.load`` makes of the checkpoint.
+        path: the checkpoint.
+        version: of this program.
+        say: is told each stage.
+        corpus: where the text is now, if it isn't where the run found it: ``corpus``, ``data_dir``.
+
+    Raises:
+        UserError: a corpus was given, and it isn't the one that the model was trained on.
+    """
+    checkpoint, folder, missing = read_checkpoint(path), RunFolder.of(path), list[str]()
+    config, tokenizer = model.gpt.config, model.tokenizer
+    rows = read_rows(folder.path / METRICS) if folder else []
+    settings = read_settings(folder, checkpoint)
+    figures: dict[str, Any] = {"checkpoint": str(path), **facts_of(checkpoint, model, rows)}
+    say("Reading the curves")
+    curves = learning(rows, checkpoint["global_step"])
+    if not curves:
+        missing.append(
+            f"There are no curves: {folder.path} holds no {METRICS}."
+            if folder
+            else "There are no curves: the checkpoint lies outside the folder of its run, which keeps them."
+        )
+    corpus = {"data_dir": settings.get("data", {}).get("data_dir"), **corpus}
+    found = good = places = None
+    try:
+        opened = open_corpus(checkpoint, tokenizer.vocabulary, **{k: v for k, v in corpus.items() if v is not None})
+    except UserError as error:
+        if corpus.get("corpus"):
+            raise
+        missing.append(
+            "The text isn't at hand, so what is measured on it is missing: the loss, the baselines, the passages, "
+            f"what is copied. {error} Where it lies now is told with --corpus."
+        )
+    else:
+        say("Scoring the validation split")
+        found = score(model, *opened)
+        loss, *interval = mean_and_interval(found.nats)
+        ids = found.corpus.ids(found.places)[:]
+        characters_of = np.array(tokenizer.character_counts())
+        per_bit = math.log(2) * float(characters_of[ids].mean())  # nats per token to bits per character
+        figures |= {
+            "loss": loss,
+            "loss_interval": interval,
+            "bits_per_char": loss / per_bit,
+            "bits_interval": [nats / per_bit for nats in interval],
+            "whole_split": found.complete,
+            "baselines": baselines(ids, characters_of),
+        }
+        good = standing(figures)
+        places = where(model, found)
+    say("Writing samples, and looking for what is copied")
+    writes = writing(model, found)
+    figures["samples"] = writes["rows"]
+    say("Looking inside")
+    names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
+    if found:
+        middle = (found.places.start + found.places.stop) // 2
+        ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
+    else:
+        ids = writes["ids"][0][: min(config.block_size, EXCERPT)]
+    page = render(
+        name=f"{folder.name}/{folder.path.name}" if folder else path.stem,
+        version=version,
+        date="{0.day} {0:%B %Y}".format(datetime.date.today()),
+        figures=figures,
+        config=config,
+        vocabulary=len(tokenizer.vocabulary),
+        missing=missing,
+        learning=curves,
+        standing=good,
+        validation=found,
+        where=places,
+        inside=inside(model, ids, names),
+        writes=writes,
+        recipe=yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True),
+    )
+    body = page.encode("utf-8", "replace") + MARK
+    return body + signature(body), figures
+
+
 def render(**parts: Any) -> str:
-    """The page of these parts, as report.html places them. Every text in it is escaped but those that are markup."""
-    source = resources.files("minigpt.glassbox").joinpath("report.html").read_text(encoding="utf-8")
+    """The page of these parts, as report.html places them."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(source).render(most_bits=MOST_BITS, **parts)
+    environment.filters |= {"duration": duration}
+    source = resources.files("minigpt.glassbox").joinpath("report.html").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(
+        most_bits=MOST_BITS, temperature=TEMPERATURE, held_out=HELD_OUT, **parts
+    )
     return page.translate(CONTROL)
+
+
+def was_written_here(path: Path) -> bool:
+    """Whether a file is such a page, as it was written: whoever has changed it since has made it theirs."""
+    if not path.is_file():
+        return False
+    body, mark, digest = path.read_bytes().rpartition(MARK)
+    return bool(mark) and digest == signature(body + mark)
+
+
+def signature(body: bytes) -> bytes:
+    """How a page of that body ends."""
+    return f"{hashlib.sha256(body).hexdigest()} -->\n".encode()
+
+
+def facts_of(checkpoint: dict[str, Any], model: Traceable, rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """What the run was, from its checkpoint and its curves."""
+    data, settings = checkpoint.get("datamodule_hyper_parameters", {}), checkpoint.get("settings", {})
+    step, config = checkpoint["global_step"], model.gpt.config
+    batch = data.get("batch_size", 0) * (settings.get("trainer", {}).get("accumulate_grad_batches") or 1)
+    tokens = step * batch * config.block_size
+    seconds = [float(row["seconds"]) for row in rows if int(row["step"]) <= step]
+    return {
+        "step": step,
+        "parameters": sum(parameter.numel() for parameter in model.gpt.parameters()),
+        "tokens": tokens,
+        "flops": tokens * flops_per_token(config),
+        "seconds": seconds[-1] if seconds else None,
+        "corpus": data.get("corpus"),
+        "sha256": checkpoint.get("CharDataModule", {}).get("sha256", "").partition(" ")[0] or None,
+        "optimizer": checkpoint["hyper_parameters"].get("optimizer"),
+        "seed": data.get("seed"),
+        "computed": checkpoint.get("how"),
+        "lightning": checkpoint.get("pytorch-lightning_version"),
+    }
+
+
+def read_settings(folder: RunFolder | None, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, from its folder or else from its checkpoint."""
+    if folder and folder.config.exists():
+        settings: dict[str, Any] = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        return settings
+    model = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "vocabulary"}
+    data = checkpoint.get("datamodule_hyper_parameters", {})
+    return {**checkpoint.get("settings", {}), "data": data, "model": model}
+
+
+def given(value: Any) -> Any:
+    """Settings without those that are null."""
+    return {k: given(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def learning(rows: Sequence[dict[str, str]], step: int) -> dict[str, Any] | None:
@@ -51,24 +213,22 @@ def learning(rows: Sequence[dict[str, str]], step: int) -> dict[str, Any] | None
         return None
     size = -(-len(trained) // BINS)  # logged steps that make one point of the curve
     bins = [trained[i : i + size] for i in range(0, len(trained), size)]
-    means = [(np.mean([x for x, _ in part]), np.mean([y for _, y in part])) for part in bins]
+    means = [(float(np.mean([x for x, _ in part])), float(np.mean([y for _, y in part]))) for part in bins]
     extremes = [(min(y for _, y in part), max(y for _, y in part)) for part in bins] if size > 1 else []
     lines = [Line("training", means, "quiet", extremes)]
-    lines += [Line(f"validation {validated[-1][1]:.3f}", validated)] if validated else []
-    # Decayed and other weights of AdamW have the same rate.
+    lines += [Line("validation", validated)] if validated else []
+    # All weights that AdamW steps have the same rate.
     names = {name: "Muon" if name.endswith("/muon") else "AdamW" for name in rows[0] if name.startswith("lr-")}
     rates = {label: points(rows, name) for name, label in names.items()}
     kinds = {"AdamW": "quiet" if "Muon" in rates else "accent", "Muon": "accent"}
     rate_lines = [Line(label, curve, kinds[label]) for label, curve in rates.items() if curve]
-    loss = line_chart("Loss over training", lines, "optimizer steps", "loss, nats per character")
-    rate = line_chart("Learning rate over training", rate_lines, "optimizer steps", "learning rate", height=170)
     return {
-        "loss": loss,
-        "rate": rate if rate_lines else None,
+        "loss": line_chart("Loss over training", lines, "optimizer steps", "loss, nats per character"),
+        "rate": line_chart("Learning rate over training", rate_lines, "optimizer steps", "learning rate", height=180)
+        if rate_lines
+        else None,
         "size": size,
-        "train": trained[-1][1],
-        "validations": validated,
-        "seconds": float(rows[-1]["seconds"]),
+        "validated": len(validated),
     }
 
 
@@ -76,6 +236,150 @@ def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float
     """The steps at which a quantity was logged, each with its value."""
     found = ((int(row["step"]), float(row[name])) for row in rows if row.get(name))
     return [(x, y) for x, y in found if math.isfinite(y)]
+
+
+def standing(figures: dict[str, Any]) -> dict[str, Any]:
+    """The model among the baselines, in bits per character."""
+    bits, (low, high) = figures["bits_per_char"], figures["bits_interval"]
+    bars = [Bar(name, value, f"{value:.3f}") for name, value in figures["baselines"].items()]
+    bars.append(Bar("this model", bits, f"{bits:.3f}", own=True, interval=(low, high) if low < high else None))
+    bars.sort(key=lambda bar: -bar.value)
+    title = "Bits per character of the model and of the baselines"
+    return {
+        "bars": bar_chart(title, bars, "bits per character"),
+        "below": [bar.name for bar in bars if bar.value < bits],
+    }
+
+
+def where(model: Traceable, found: Validation) -> dict[str, Any]:
+    """Where in a window and on which characters the model loses much or little, and the passages at both ends."""
+    bits, T = found.nats / math.log(2), found.nats.shape[1]
+    counts = np.isfinite(bits).sum(axis=0)
+    mean, error = np.nanmean(bits, axis=0), 1.96 * np.nanstd(bits, axis=0) / np.sqrt(counts)
+    # Of many positions, some that lie evenly on a logarithmic axis.
+    shown = np.unique(np.geomspace(1, T, 48).round().astype(int)) - 1
+    line = Line(
+        "this model",
+        [(t + 1, float(mean[t])) for t in shown.tolist()],
+        band=[(float(mean[t] - error[t]), float(mean[t] + error[t])) for t in shown.tolist()],
+    )
+    places = np.minimum(found.starts[:, None] + np.arange(T), found.places.stop - 1)
+    targets = found.corpus.ids()[places]
+    kinds = np.array([CLASSES.index(class_of(token)) for token in model.tokenizer.vocabulary])[targets]
+    rows = []
+    for i, kind in enumerate(CLASSES):
+        chosen = bits[(kinds == i) & np.isfinite(bits)]
+        if len(chosen):
+            rows.append((float(chosen.mean()), kind, len(chosen) / counts.sum()))
+    bars = [Bar(kind, value, f"{value:.2f}", own=True) for value, kind, _ in sorted(rows, reverse=True)]
+    # Of each window the end, whose context is long; of it at most a passage.
+    end = slice(max(T // 4, T - PASSAGE), T)
+    means = np.where(np.isfinite(bits).all(axis=1), bits[:, end].mean(axis=1), np.nan)
+    order = np.argsort(means)[: int(np.isfinite(means).sum())].tolist()
+
+    def passage(window: int) -> dict[str, Any]:
+        tokens = [model.tokenizer.label(int(i)) for i in targets[window, end]]
+        costs = bits[window, end].tolist()
+        titles = [f"{visible(token)}: {cost:.1f} bits" for token, cost in zip(tokens, costs, strict=True)]
+        return {
+            "text": coloured(tokens, costs, titles),
+            "bits": float(means[window]),
+            "place": int(places[window, end][0]),
+        }
+
+    last = slice(T - max(1, T // 8), T)
+    return {
+        "position": line_chart(
+            "Loss by position in the window", [line], "place in the window", "bits", log_x=True, height=260
+        ),
+        "first": float(mean[0]),
+        "last": float(np.average(mean[last], weights=counts[last])),
+        "kinds": bar_chart("Loss by kind of character", bars, "bits for a character of this kind"),
+        "shares": {kind: share for _, kind, share in sorted(rows, key=lambda row: -row[2])},
+        "hardest": [passage(window) for window in order[::-1][:PASSAGES]],
+        "easiest": [passage(window) for window in order[:PASSAGES]],
+    }
+
+
+def writing(model: Any, found: Validation | None) -> dict[str, Any]:
+    """What the model writes; if its text is at hand, with what of it is copied, beside what held-out text shares."""
+    *_, samples = model.write([""] * SAMPLES, max_new_tokens=LENGTH, temperature=TEMPERATURE, seed=1)
+    ids = [model.tokenizer.encode(sample.text) for sample in samples]
+    told: dict[str, Any] = {"ids": ids, "rows": [], "sizes": []}
+    passages: list[list[tuple[int, int]]] = [[] for _ in samples]
+    if found:
+        text, val = found.corpus.ids(), found.places
+        starts = np.linspace(val.start, max(val.start, val.stop - LENGTH), HELD_OUT).astype(int).tolist()
+        held_out = [text[start : min(start + LENGTH, val.stop)] for start in starts]
+        training, piece = found.training.ids(found.training_places), 1 << 20
+        pieces = (training[start : start + piece] for start in range(0, len(training), piece))
+        results = shared([*ids, *held_out], pieces)
+        passages = [[(run.start, run.end) for run in result.passages] for result in results[: len(ids)]]
+        groups = {f"sample, seed {sample.seed}": [result] for sample, result in zip(samples, results, strict=False)}
+        groups["text never seen"] = results[len(ids) :]
+        told["sizes"] = list(results[0].new)
+        for name, group in groups.items():
+            new = {n: mean_of([result.new[n] for result in group]) for n in told["sizes"]}
+            told["rows"].append({"name": name, "longest": mean_of([len(it.longest or ()) for it in group]), "new": new})
+    told["samples"] = [
+        {
+            "seed": sample.seed,
+            "parts": [
+                (model.tokenizer.decode(sample_ids[a:b]), copied) for a, b, copied in spans(len(sample_ids), copies)
+            ],
+        }
+        for sample, sample_ids, copies in zip(samples, ids, passages, strict=True)
+    ]
+    return told
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def spans(length: int, passages: Sequence[tuple[int, int]]) -> list[tuple[int, int, bool]]:
+    """The places of a text in parts, each with whether it lies in one of the passages, which may overlap."""
+    inside = np.zeros(length + 1, bool)
+    for start, end in passages:
+        inside[start:end] = True
+    edges = [0, *(np.flatnonzero(np.diff(inside[:-1])) + 1).tolist(), length]
+    return [(a, b, bool(inside[a])) for a, b in itertools.pairwise(edges) if a < b]
+
+
+def inside(model: Traceable, ids: Any, names: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What the model does with an excerpt: what each character cost, all attention, and what each stage expects."""
+    traced = trace(model, model.tokenizer.decode(ids))
+    bits, length = traced.bits.tolist(), len(traced.tokens)
+    maps = attention_maps(
+        f"Attention of all heads on the first {min(MAP, length)} characters",
+        traced.pattern[..., :MAP, :MAP].numpy(),
+        names,
+    )
+    # Each column is the character that is to be predicted, so each stage is read one position before it.
+    shown = slice(max(1, length - COLUMNS), length)
+    said = lens(traced)[:, shown.start - 1 : shown.stop - 1].softmax(-1).max(-1)
+    stages = ["embedding", *(f"{part} {i}" for i in range(len(traced.gpt.blocks)) for part in ("attention", "block"))]
+    glyphs = [[visible(traced.tokenizer.label(i)) for i in row] for row in said.indices.tolist()]
+    columns = [visible(token) for token in traced.tokens[shown]]
+    table = glyph_table("What each stage of the model expects", columns, stages, glyphs, said.values.numpy())
+    return {
+        "text": coloured(traced.tokens, bits, titles_of(traced)),
+        "bits": float(np.mean(bits[1:])),
+        "maps": maps,
+        "map": min(MAP, length),
+        "lens": table,
+        "columns": len(columns),
+    }
+
+
+def titles_of(traced: Trace) -> list[str]:
+    """What a mouse over each character of a traced text tells."""
+    told = [f"{visible(traced.tokens[0])}: the first, so nothing predicts it"]
+    for t, bits in enumerate(traced.bits.tolist()[1:], 1):
+        guesses = ", ".join(f"{visible(token)} {p:.0%}" for token, p in traced.expected(t - 1))
+        told.append(f"{visible(traced.tokens[t])}: {bits:.1f} bits; expected {guesses}")
+    return told
 
 
 def coloured(tokens: Sequence[str], bits: Sequence[float], titles: Sequence[str]) -> list[dict[str, Any]]:
@@ -95,177 +399,3 @@ def coloured(tokens: Sequence[str], bits: Sequence[float], titles: Sequence[str]
 def visible(token: str) -> str:
     """A token in which white space can be seen."""
     return BLANKS.get(token, token)
-
-
-def titles_of(traced: Trace) -> list[str]:
-    """What a mouse over each character of a traced text tells."""
-    told = [f"{visible(traced.tokens[0])}: the first, so nothing predicts it"]
-    for t, bits in enumerate(traced.bits.tolist()[1:], 1):
-        guesses = ", ".join(f"{visible(token)} {p:.0%}" for token, p in traced.expected(t - 1))
-        told.append(f"{visible(traced.tokens[t])}: {bits:.1f} bits; expected {guesses}")
-    return told
-
-
-def inside(model: Traceable, text: str, names: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """What the model does with an excerpt: what each character cost, all attention, and what each stage expects."""
-    traced = trace(model, text)
-    tokens = [visible(token) for token in traced.tokens]
-    length = len(tokens)
-    maps = attention_maps(
-        f"Attention of all heads on the first {min(MAP, length)} characters",
-        traced.pattern[..., :MAP, :MAP].numpy(),
-        names,
-    )
-    # Each column is the character that is to be predicted, so each stage is read one position before it.
-    shown = slice(max(1, length - COLUMNS), length)
-    said = lens(traced)[:, shown.start - 1 : shown.stop - 1].softmax(-1).max(-1)
-    stages = ["embedding", *(f"{part} {i}" for i in range(len(traced.gpt.blocks)) for part in ("attention", "block"))]
-    glyphs = [[visible(traced.tokenizer.label(i)) for i in row] for row in said.indices.tolist()]
-    table = glyph_table("What each stage of the model expects", tokens[shown], stages, glyphs, said.values.numpy())
-    bits = traced.bits.tolist()
-    return {
-        "text": coloured(traced.tokens, bits, titles_of(traced)),
-        "bits": float(np.mean(bits[1:])),
-        "length": length,
-        "maps": maps,
-        "map": min(MAP, length),
-        "lens": table,
-        "columns": len(tokens[shown]),
-    }
-
-
-def was_written_here(path: Path) -> bool:
-    """Whether a file is such a page, as it was written: whoever has changed it since has made it theirs."""
-    if not path.is_file():
-        return False
-    body, mark, digest = path.read_bytes().rpartition(MARK)
-    return bool(mark) and digest == signature(body)
-
-
-def signature(body: bytes) -> bytes:
-    """How a page of that body ends."""
-    return f"{hashlib.sha256(body).hexdigest()} -->\n".encode()
-
-
-def configuration(checkpoint: dict[str, Any], model: Traceable, rows: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """What the run was, from its checkpoint and its curves."""
-    config, data = model.gpt.config, checkpoint.get("datamodule_hyper_parameters", {})
-    settings, how = checkpoint.get("settings", {}), checkpoint.get("how", {})
-    batch = data.get("batch_size", 0) * (settings.get("trainer", {}).get("accumulate_grad_batches") or 1)
-    tokens = checkpoint["global_step"] * batch * config.block_size
-    seconds = [float(row["seconds"]) for row in rows if int(row["step"]) <= checkpoint["global_step"]]
-    return {
-        "parameters": sum(p.numel() for p in model.gpt.parameters()),
-        "steps": checkpoint["global_step"],
-        "tokens": tokens,
-        "flops": tokens * flops_per_token(config),
-        "seconds": seconds[-1] if seconds else None,
-        "machine": how,
-        "corpus": data.get("corpus"),
-        "optimizer": checkpoint["hyper_parameters"].get("optimizer"),
-        "seed": data.get("seed"),
-        "lightning": checkpoint.get("pytorch-lightning_version"),
-    }
-
-
-def recipe(folder: RunFolder | None, checkpoint: dict[str, Any]) -> str:
-    """The settings of a run as YAML, from its folder or else from its checkpoint, without those that are null."""
-    if folder and folder.config.exists():
-        settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    else:
-        model = {k: v for k, v in checkpoint["hyper_parameters"].items() if k != "vocabulary"}
-        settings = {**checkpoint.get("settings", {}), "model": model}
-        settings["data"] = checkpoint.get("datamodule_hyper_parameters", {})
-
-    def given(value: Any) -> Any:
-        return {k: given(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-
-    return yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True)
-
-
-def duration(seconds: float) -> str:
-    """A time as one says it."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def standing(bits: float, interval: tuple[float, float], known: dict[str, float], vocabulary: int) -> dict[str, Any]:
-    """The model among the baselines, in bits per character."""
-    rows = [Bar(name, value, f"{value:.3f}") for name, value in known.items()]
-    rows.append(Bar("this model", bits, f"{bits:.3f}", own=True, interval=interval))
-    rows.sort(key=lambda bar: -bar.value)
-    best, least = min((value, name) for name, value in known.items() if name in ("gzip", "xz"))[::-1], min(known.values())
-    words = (
-        f"The model needs {bits:.3f} bits for a character, {best[0]} {best[1]:.3f}: {comparison(bits, best[1])}. "
-        f"It is as unsure as if it had to choose among {2**bits:.1f} equally likely characters each time, out of "
-        f"{vocabulary}."
-    )
-    if least < bits:
-        worse = ", ".join(name for name, value in known.items() if value < bits)
-        words += f" Below it are {worse}: see how they are counted before you compare."
-    return {
-        "bars": bar_chart("Bits per character of the model and of the baselines", rows, "bits per character"),
-        "low": f"{interval[0]:.3f}",
-        "high": f"{interval[1]:.3f}",
-        "vocabulary": vocabulary,
-        "words": words,
-    }
-
-
-def comparison(value: float, other: float) -> str:
-    """How much less one value is than another, or more."""
-    return f"{abs(1 - value / other):.0%} {'less' if value < other else 'more'}"
-
-
-def marked(text: str, passages: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """A text in parts, each with whether it lies in one of the passages, which may overlap."""
-    copied = np.zeros(len(text) + 1, bool)
-    for start, end in passages:
-        copied[start:end] = True
-    edges = [0, *(np.flatnonzero(np.diff(copied[:-1])) + 1).tolist(), len(text)]
-    return [(text[a:b], bool(copied[a])) for a, b in itertools.pairwise(edges) if a < b]
-
-
-def make(model: Any, path: Path, version: str, say: Callable[[str], None]) -> tuple[bytes, dict[str, Any]]:
-    """The page on the run that a checkpoint is from, and its figures as plain data.
-
-    Args:
-        model: what ``minigpt.load`` makes of the checkpoint.
-        path: the checkpoint.
-        version: of this program.
-        say: is told each stage.
-    """
-    checkpoint, folder = read_checkpoint(path), RunFolder.of(path)
-    step, config = checkpoint["global_step"], model.gpt.config
-    missing = []
-    rows = read_rows(folder.path / METRICS) if folder else []
-    if not rows:
-        missing.append("no curves")
-    samples = write(model)
-    excerpt = samples[0].text[: config.block_size]
-    names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
-    page = render(
-        name=f"{folder.name}/{folder.path.name}" if folder else path.stem,
-        version=version,
-        date=f"{datetime.date.today():%-d %B %Y}",
-        checkpoint=str(path),
-        step=step,
-        summary="Summary",
-        facts=[("validation loss", "1.62", "nats per character")],
-        missing=missing,
-        learning=learning(rows, step),
-        inside=inside(model, excerpt, names),
-        excerpt_is="This is what the model wrote itself.",
-        configuration=[("model", "x")],
-        recipe="bla: 3",
-        reproduce="",
-    )
-    return page.encode("utf-8", "replace"), {}
-
-
-def write(model: Any) -> Any:
-    *_, samples = model.write([""] * SAMPLES, max_new_tokens=LENGTH, temperature=TEMPERATURE)
-    return samples
-
-

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 WIDTH = 700  # units of a figure's width; its height is chosen for what it shows
-TINT = (47, 111, 184)  # the one hue of attention, on light and on dark
+TINT = (56, 124, 200)  # the one hue of attention, on light and on dark
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = 
         log_x: whether the horizontal axis is logarithmic.
         height: in units, of which the figure has 700 in width.
     """
-    left, right, top, bottom = 62.0, WIDTH - 128.0, 34.0, height - 46.0
+    left, right, top, bottom = 62.0, WIDTH - 128.0, 34.0, height - 52.0
     xs = [px for line in lines for px, _ in line.points]
     ys = [v for line in lines for v in (*(py for _, py in line.points), *(v for pair in line.band for v in pair))]
     x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
+    if not log_x and 0 < x_low < 0.1 * x_high:
+        x_low = 0
     margin = 0.05 * (y_high - y_low) or abs(y_high) * 0.1 or 1.0
     y_low, y_high = max(y_low - margin, min(0.0, y_low)), y_high + margin
     if x_low == x_high:
@@ -101,7 +103,9 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = 
     for line in lines:
         at = [f"{at_x(px):.1f} {at_y(py):.1f}" for px, py in line.points]
         if line.band:
-            edges = [f"{at_x(px):.1f} {at_y(low):.1f}" for (px, _), (low, _) in zip(line.points, line.band, strict=True)]
+            edges = [
+                f"{at_x(px):.1f} {at_y(low):.1f}" for (px, _), (low, _) in zip(line.points, line.band, strict=True)
+            ]
             edges += [
                 f"{at_x(px):.1f} {at_y(high):.1f}"
                 for (px, _), (_, high) in reversed(list(zip(line.points, line.band, strict=True)))
@@ -186,7 +190,9 @@ def attention_maps(title: str, pattern_LHTS: NDArray[np.floating], names: Sequen
                 y += size + above
             name = names[layer][head]
             parts.append(text(x, y + 15, name, "name"))
-            parts.append(f'<rect class="frame" x="{x:.1f}" y="{y + above:.1f}" width="{size:.1f}" height="{size:.1f}"/>')
+            parts.append(
+                f'<rect class="frame" x="{x:.1f}" y="{y + above:.1f}" width="{size:.1f}" height="{size:.1f}"/>'
+            )
             parts.append(
                 f'<image x="{x:.1f}" y="{y + above:.1f}" width="{size:.1f}" height="{size:.1f}" '
                 f'preserveAspectRatio="none" href="{png(np.sqrt(pattern_LHTS[layer, head]))}"/>'
