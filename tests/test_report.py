@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 
-from conftest import TINY, assert_clear_error, make_text, run_minigpt
+from conftest import assert_clear_error, make_text, run_minigpt
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-BEST = ("report", "--ckpt_path", "best")
+REPORT = ("report", "--max_new_tokens", "60", "--ckpt_path")
+BEST = (*REPORT, "best")
 
 
 class Page(HTMLParser):
@@ -57,9 +57,9 @@ def test_the_page_has_all_of_a_run_in_one_sound_file(in_trained: Path) -> None:
     # Nothing is fetched and nothing runs: addresses lead inside the page, or are the page's own images.
     assert all(re.match(r"#|data:image/png;base64,", address) for address in page.addresses)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert "@import" not in Path("report.html").read_text() and "url(" not in Path("report.html").read_text()
+    assert not re.search(r"@import|url\(", Path("report.html").read_text(encoding="utf-8"))
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == page.tags.count("figure") - page.tags.count("mark") or page.tags.count("svg") >= 5
+    assert page.tags.count("svg") == 7
     assert "tiny/version_0" in page.text
     # The loss is the one that validate finds by the same formulas.
     told = run_minigpt("validate", "--ckpt_path", "best", "--trainer.precision", "32-true", "--fast", "false").out
@@ -89,34 +89,46 @@ def test_a_file_that_is_not_such_a_page_is_not_replaced(in_trained: Path) -> Non
 
 def test_a_page_has_what_there_is_and_says_what_is_missing(in_trained: Path) -> None:
     next(Path("lightning_logs").rglob("step*.ckpt")).rename("model.ckpt")
-    lone = run_minigpt("report", "--ckpt_path", "model.ckpt", "--output", "lone.html")
+    lone = run_minigpt(*REPORT, "model.ckpt", "--output", "lone.html")
     assert lone.code == 0, lone.err
-    assert "The curves are missing" in (text := Page(Path("lone.html")).text)
-    assert "this model" in text and "n_embd: 16" in text
+    assert "There are no curves" in (text := Page(Path("lone.html")).text)
+    assert "this model" in text
+    assert "n_embd: 16" in text
     Path("text.txt").rename("moved.txt")
-    without = run_minigpt("report", "--ckpt_path", "model.ckpt", "--output", "without.html")
+    without = run_minigpt(*REPORT, "model.ckpt", "--output", "without.html")
     assert without.code == 0, without.err
     assert "text.txt" in (text := Page(Path("without.html")).text)
     assert "this model" not in text
-    moved = run_minigpt("report", "--ckpt_path", "model.ckpt", "--output", "moved.html", "--corpus", "moved.txt")
+    moved = run_minigpt(*REPORT, "model.ckpt", "--output", "moved.html", "--corpus", "moved.txt")
     assert moved.code == 0, moved.err
     assert "this model" in Page(Path("moved.html")).text
     Path("other.txt").write_text(make_text(6000, seed=1))
-    other = run_minigpt("report", "--ckpt_path", "model.ckpt", "--output", "other.html", "--corpus", "other.txt")
+    other = run_minigpt(*REPORT, "model.ckpt", "--output", "other.html", "--corpus", "other.txt")
     assert_clear_error(other, "other.txt", "is not the text")
 
 
 def test_text_that_looks_like_html_is_text_on_the_page(workplace: Path) -> None:
-    hostile = "</script><b onclick=x>&amp;\x00\x1b\x85<!--'\"]]></style>{{ 7 * 7 }}\n"
-    Path("text.txt").write_text(make_text(3000) + hostile * 60, newline="")
-    Path("tiny.yaml").write_text(TINY.replace("max_steps: 24, val_check_interval: 8", "max_steps: 4"))
-    assert run_minigpt("fit", "--config", "tiny.yaml", "--data.tokenizer", "byte").code == 0
+    hostile = "</script><b onclick=x>\x00\x1b\x85<!--'\"]]></style>{{ 7 * 7 }}\n"
+    corpus = Path("&lt;.txt")
+    corpus.write_text(make_text(3000) + hostile * 60, encoding="utf-8", newline="")
+    fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 5, "--trainer.val_check_interval", 5)
+    assert run_minigpt(*fit, "--data.corpus", corpus, "--data.tokenizer", "byte", "--data.block_size", 64).code == 0
     result = run_minigpt(*BEST)
     assert result.code == 0, result.err
     page = Page(Path("report.html"))
     assert not {"b", "script"} & set(page.tags)
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", Path("report.html").read_text(encoding="utf-8"))
-    shown = page.text.replace("\u00b7", " ")
-    assert "onclick" in shown and "7 * 7" in shown and "49" not in shown.split("Configuration")[0][-1:]
-    assert yaml.safe_load(page.text[page.text.index("seed_everything") : page.text.index("Made by")])
+    for part in ("<b\u00b7onclick=x>", "]]></style>{{\u00b77\u00b7*\u00b77\u00b7}}", "&lt;.txt"):
+        assert part in page.text
+
+
+def test_what_is_copied_is_marked(workplace: Path) -> None:
+    Path("text.txt").write_text("abc\n" * 1500, newline="")
+    assert run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 0.01).code == 0
+    result = run_minigpt(*BEST, "--temperature", 0, "--json")
+    sample, *_, never_seen = json.loads(result.out)["samples"]
+    page = Page(Path("report.html"))
+    assert page.copied.count("abc\nabc\nabc\nabc\nabc\n") >= 3
+    assert sample["longest"] == never_seen["longest"] == 60
+    assert sample["new"]["20"] == never_seen["new"]["20"] == 0

@@ -8,13 +8,22 @@ from minigpt.commands import call, print_as_json
 from minigpt.files import user_path, written_whole
 
 
-def report(ckpt_path: str, output: str = "report.html", corpus: str | None = None, json: bool = False) -> None:
+def report(
+    ckpt_path: str,
+    output: str = "report.html",
+    corpus: str | None = None,
+    max_new_tokens: int = 400,
+    temperature: float = 0.8,
+    json: bool = False,
+) -> None:
     """Write a page on a finished run, an HTML file that needs no network and no server.
 
     Args:
         ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
         output: the file to write. One that is there is replaced only if it is such a page, and as it was written.
         corpus: where the text of the run is now, if it has moved.
+        max_new_tokens: how many characters each of the three samples has (bytes, if the model was trained on bytes).
+        temperature: that the samples are drawn with.
         json: print the figures of the page as JSON too.
     """
     from minigpt.glassbox.report import make, was_written_here
@@ -31,7 +40,7 @@ def report(ckpt_path: str, output: str = "report.html", corpus: str | None = Non
     def say(stage: str) -> None:
         print(f"{stage} ...", file=sys.stderr)
 
-    page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus=corpus)
+    page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus, max_new_tokens, temperature)
     try:
         with written_whole(path) as file:
             file.write(page)

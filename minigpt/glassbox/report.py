@@ -14,14 +14,16 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 import yaml
+from numpy.typing import NDArray
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.glassbox.copying import shared
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
-from minigpt.glassbox.trace import Trace, Traceable, trace
+from minigpt.glassbox.trace import Trace, Traceable, observe
 from minigpt.glassbox.validation import (
     CLASSES,
     PASSAGE,
@@ -48,11 +50,17 @@ COLUMNS = 26  # of the lens
 EXCERPT = 256  # characters whose surprisal is shown
 PASSAGES = 3  # hardest ones, and easiest ones
 HELD_OUT = 8  # texts that show what any text shares with the training text
-SAMPLES, LENGTH, TEMPERATURE = 3, 400, 0.8
+SAMPLES = 3
 
 
 def make(
-    model: Any, path: Path, version: str, say: Callable[[str], None], **corpus: Any
+    model: Any,
+    path: Path,
+    version: str,
+    say: Callable[[str], None],
+    corpus: str | None = None,
+    max_new_tokens: int = 400,
+    temperature: float = 0.8,
 ) -> tuple[bytes, dict[str, Any]]:
     """The page on the run that a checkpoint is from, and its figures as plain data.
 
@@ -61,7 +69,9 @@ def make(
         path: the checkpoint.
         version: of this program.
         say: is told each stage.
-        corpus: where the text is now, if it isn't where the run found it: ``corpus``, ``data_dir``.
+        corpus: where the text is now, if it isn't where the run found it.
+        max_new_tokens: characters of a sample.
+        temperature: of the samples.
 
     Raises:
         UserError: a corpus was given, and it isn't the one that the model was trained on.
@@ -79,12 +89,12 @@ def make(
             if folder
             else "There are no curves: the checkpoint lies outside the folder of its run, which keeps them."
         )
-    corpus = {"data_dir": settings.get("data", {}).get("data_dir"), **corpus}
+    moved = {"corpus": corpus, "data_dir": settings.get("data", {}).get("data_dir")}
     found = good = places = None
     try:
-        opened = open_corpus(checkpoint, tokenizer.vocabulary, **{k: v for k, v in corpus.items() if v is not None})
+        opened = open_corpus(checkpoint, tokenizer.vocabulary, **given(moved))
     except UserError as error:
-        if corpus.get("corpus"):
+        if corpus:
             raise
         missing.append(
             "The text isn't at hand, so what is measured on it is missing: the loss, the baselines, the passages, "
@@ -108,7 +118,7 @@ def make(
         good = standing(figures)
         places = where(model, found)
     say("Writing samples, and looking for what is copied")
-    writes = writing(model, found)
+    writes = writing(model, found, max_new_tokens, temperature)
     figures["samples"] = writes["rows"]
     say("Looking inside")
     names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
@@ -131,6 +141,7 @@ def make(
         where=places,
         inside=inside(model, ids, names),
         writes=writes,
+        temperature=temperature,
         recipe=yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True),
     )
     body = page.encode("utf-8", "replace") + MARK
@@ -142,9 +153,7 @@ def render(**parts: Any) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"duration": duration}
     source = resources.files("minigpt.glassbox").joinpath("report.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        most_bits=MOST_BITS, temperature=TEMPERATURE, held_out=HELD_OUT, **parts
-    )
+    page = environment.from_string(source).render(most_bits=MOST_BITS, held_out=HELD_OUT, **parts)
     return page.translate(CONTROL)
 
 
@@ -290,7 +299,12 @@ def where(model: Traceable, found: Validation) -> dict[str, Any]:
     last = slice(T - max(1, T // 8), T)
     return {
         "position": line_chart(
-            "Loss by position in the window", [line], "place in the window", "bits", log_x=True, height=260
+            "Loss by position in the window",
+            [line],
+            "place in the window",
+            "bits per character",
+            log_x=True,
+            height=260,
         ),
         "first": float(mean[0]),
         "last": float(np.average(mean[last], weights=counts[last])),
@@ -301,16 +315,16 @@ def where(model: Traceable, found: Validation) -> dict[str, Any]:
     }
 
 
-def writing(model: Any, found: Validation | None) -> dict[str, Any]:
+def writing(model: Any, found: Validation | None, length: int, temperature: float) -> dict[str, Any]:
     """What the model writes; if its text is at hand, with what of it is copied, beside what held-out text shares."""
-    *_, samples = model.write([""] * SAMPLES, max_new_tokens=LENGTH, temperature=TEMPERATURE, seed=1)
+    *_, samples = model.write([""] * SAMPLES, max_new_tokens=length, temperature=temperature, seed=1)
     ids = [model.tokenizer.encode(sample.text) for sample in samples]
     told: dict[str, Any] = {"ids": ids, "rows": [], "sizes": []}
     passages: list[list[tuple[int, int]]] = [[] for _ in samples]
     if found:
         text, val = found.corpus.ids(), found.places
-        starts = np.linspace(val.start, max(val.start, val.stop - LENGTH), HELD_OUT).astype(int).tolist()
-        held_out = [text[start : min(start + LENGTH, val.stop)] for start in starts]
+        starts = np.linspace(val.start, max(val.start, val.stop - length), HELD_OUT).astype(int).tolist()
+        held_out = [text[start : min(start + length, val.stop)] for start in starts]
         training, piece = found.training.ids(found.training_places), 1 << 20
         pieces = (training[start : start + piece] for start in range(0, len(training), piece))
         results = shared([*ids, *held_out], pieces)
@@ -347,9 +361,11 @@ def spans(length: int, passages: Sequence[tuple[int, int]]) -> list[tuple[int, i
     return [(a, b, bool(inside[a])) for a, b in itertools.pairwise(edges) if a < b]
 
 
-def inside(model: Traceable, ids: Any, names: Sequence[Sequence[str]]) -> dict[str, Any]:
+def inside(model: Traceable, ids: NDArray[np.integer], names: Sequence[Sequence[str]]) -> dict[str, Any]:
     """What the model does with an excerpt: what each character cost, all attention, and what each stage expects."""
-    traced = trace(model, model.tokenizer.decode(ids))
+    # Not by its text: cut out of a text of bytes, it may begin or end within a character.
+    batch = observe(model.gpt, torch.from_numpy(ids.astype("int64")).unsqueeze(0))
+    traced = Trace(batch, model.tokenizer.decode(ids), model.tokenizer, ())
     bits, length = traced.bits.tolist(), len(traced.tokens)
     maps = attention_maps(
         f"Attention of all heads on the first {min(MAP, length)} characters",

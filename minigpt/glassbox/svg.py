@@ -112,7 +112,7 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = 
             ]
             parts.append(f'<path class="band {line.kind}" d="M{"L".join(edges)}z"/>')
         parts.append(f'<path class="line {line.kind}" d="M{"L".join(at)}"/>')
-        if len(at) < 40 and line.kind == "accent":
+        if len(at) < 40 and line.kind == "accent" and not line.band:
             parts += [f'<circle class="dot" cx="{p.split()[0]}" cy="{p.split()[1]}" r="3"/>' for p in at]
     # Names at the ends, pushed apart where they would overlap.
     last = -math.inf
@@ -210,6 +210,8 @@ def glyph_table(
 ) -> Markup:
     """A table with one glyph in each cell, whose colour is as strong as a number from 0 to 1 says.
 
+    A glyph that is the one above its column is set off.
+
     Args:
         title: says what is seen.
         columns: the glyphs above it.
@@ -230,5 +232,7 @@ def glyph_table(
                 f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{row - 1:.1f}" '
                 f'fill-opacity="{opacity}"/>'
             )
-            parts.append(text(x + width / 2, y + 18, glyph, "glyph", "middle"))
+            parts.append(
+                text(x + width / 2, y + 18, glyph, "glyph right" if glyph == columns[c] else "glyph", "middle")
+            )
     return figure(title, top + len(rows) * row, parts, "glyphs")

@@ -17,7 +17,7 @@ from minigpt.text.corpus import Corpus, DataSettings
 from minigpt.text.windows import ScoringBatches
 
 MOST = 1e12  # floating-point operations, half a minute on two cores; of a longer split windows all over it are read
-CLASSES = ("letter", "capital", "digit", "space", "line end", "punctuation", "other")
+CLASSES = ("letters", "capitals", "digits", "spaces", "line ends", "punctuation", "others")
 PASSAGE = 120  # tokens
 
 
@@ -98,7 +98,7 @@ def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, float, float
 def class_of(character: str) -> str:
     """Which of the CLASSES a character belongs to."""
     if character == "\n":
-        return "line end"
+        return "line ends"
     kind = unicodedata.category(character)
-    known = {"Lu": "capital", "Lt": "capital", "Nd": "digit", "Zs": "space"}
-    return known.get(kind) or {"L": "letter", "P": "punctuation"}.get(kind[0], "other")
+    known = {"Lu": "capitals", "Lt": "capitals", "Nd": "digits", "Zs": "spaces"}
+    return known.get(kind) or {"L": "letters", "P": "punctuation"}.get(kind[0], "others")
