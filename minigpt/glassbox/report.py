@@ -103,7 +103,7 @@ def make(
     else:
         say("Scoring the validation split")
         found = score(model, *opened)
-        loss, *interval = mean_and_interval(found.nats)
+        loss, interval = mean_and_interval(found.nats)
         ids = found.corpus.ids(found.places)[:]
         characters_of = np.array(tokenizer.character_counts())
         per_bit = math.log(2) * float(characters_of[ids].mean())  # nats per token to bits per character
@@ -111,7 +111,7 @@ def make(
             "loss": loss,
             "loss_interval": interval,
             "bits_per_char": loss / per_bit,
-            "bits_interval": [nats / per_bit for nats in interval],
+            "bits_interval": interval and [nats / per_bit for nats in interval],
             "whole_split": found.complete,
             "baselines": baselines(ids, characters_of),
         }
@@ -139,7 +139,7 @@ def make(
         standing=good,
         validation=found,
         where=places,
-        inside=inside(model, ids, names),
+        inside=inside(model, ids, names) if len(ids) > 1 else None,
         writes=writes,
         temperature=temperature,
         recipe=yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True),
@@ -249,9 +249,9 @@ def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float
 
 def standing(figures: dict[str, Any]) -> dict[str, Any]:
     """The model among the baselines, in bits per character."""
-    bits, (low, high) = figures["bits_per_char"], figures["bits_interval"]
+    bits = figures["bits_per_char"]
     bars = [Bar(name, value, f"{value:.3f}") for name, value in figures["baselines"].items()]
-    bars.append(Bar("this model", bits, f"{bits:.3f}", own=True, interval=(low, high) if low < high else None))
+    bars.append(Bar("this model", bits, f"{bits:.3f}", own=True, interval=figures["bits_interval"]))
     bars.sort(key=lambda bar: -bar.value)
     title = "Bits per character of the model and of the baselines"
     return {

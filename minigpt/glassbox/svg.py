@@ -130,7 +130,7 @@ class Bar:
     value: float
     label: str  # the value as it is shown
     own: bool = False  # in the accent colour
-    interval: tuple[float, float] | None = None  # a confidence interval, drawn as a whisker
+    interval: Sequence[float] | None = None  # a confidence interval, drawn as a whisker
 
 
 def bar_chart(title: str, bars: Sequence[Bar], x: str) -> Markup:

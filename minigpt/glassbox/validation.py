@@ -81,8 +81,8 @@ def score(model: Traceable, texts: dict[str, Corpus], places: dict[str, range]) 
     )
 
 
-def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The mean of a target, and its 95 % confidence interval.
+def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, list[float] | None]:
+    """The mean of a target, and its 95 % confidence interval, which one window doesn't tell.
 
     The windows count as independent draws from text of this kind; within a window nothing is assumed. It is the
     normal approximation to the error of a ratio (Cochran 1977, equation 6.13), for windows may be short.
@@ -90,9 +90,9 @@ def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, float, float
     sums, counts = np.nansum(nats_NT, axis=1), np.isfinite(nats_NT).sum(axis=1)
     mean, n = sums.sum() / counts.sum(), len(sums)
     if n < 2:
-        return mean, math.nan, math.nan
+        return float(mean), None
     error = math.sqrt(((sums - mean * counts) ** 2).sum() / (n - 1) / n) / counts.mean()
-    return mean, mean - 1.96 * error, mean + 1.96 * error
+    return float(mean), [float(mean - 1.96 * error), float(mean + 1.96 * error)]
 
 
 def class_of(character: str) -> str:
