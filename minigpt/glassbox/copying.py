@@ -7,7 +7,6 @@ rolling hash (Karp and Rabin 1987), and what has the right hash is compared: no 
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.errors import UserError
-from minigpt.text.corpus import Corpus, DataSettings
-from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer, CharTokenizer
+from minigpt.text.corpus import Corpus, DataSettings, listed
+from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN, ByteTokenizer, CharTokenizer
 
 SIZES = 5, 10, 20, 50  # the n of the n-grams
 SHORTEST = 20  # ids in a passage
 EXCERPTS = 8  # of the held-out text, which are the null
 WINDOW = 10  # ids by which longer n-grams are looked for
 BLOCK = 1 << 17  # ids that are hashed at once: their arrays fit a processor's cache
-CHUNK = 1 << 21  # ids after which what was found is looked at
+PIECE = 1 << 24  # ids that are mapped at once
+CONTEXT = 40  # ids shown on either side of a run
+CHUNK = 1 << 20  # ids after which what was found is looked at
 Ids = NDArray[np.integer]
 Places = NDArray[np.intp]
 NONE: Places = np.empty(0, np.intp)
@@ -55,6 +56,86 @@ class Shared:
     longest: Run | None
     new: dict[int, float | None]
     passages: list[Run]
+
+
+@dataclass(frozen=True)
+class Copying:
+    """What a text shares with the training text, beside its null.
+
+    Args:
+        text: what was asked about.
+        shared: what it shares; its places are characters of ``text`` and of the training text, or bytes of both where
+            the tokenizer is byte.
+        longest: the longest run as it stands in the training text, with what comes before and after it there; three
+            empty strings if there is none.
+        null: what excerpts of the held-out text share that are as long, at places spread over it.
+        remark: what is to be said of the null, where that text is too short; otherwise empty.
+    """
+
+    text: str
+    shared: Shared
+    longest: tuple[str, str, str]
+    null: list[Shared]
+    remark: str
+
+
+def copying(texts: str | list[str], data: DataSettings) -> list[Copying]:
+    """Is it copying? What each text shares with the training split of ``data``, beside what its validation split does.
+
+    Raises:
+        UserError: a text is empty, or a corpus can't be read.
+    """
+    corpora, texts = data.open_splits(), listed(texts)
+    if not all(texts):
+        raise UserError("A text is empty, so there is nothing in it that could be copied.")
+    training, held_out = corpora["train"], corpora["val"]
+    places = {name: data.places(len(corpus))[name] for name, corpus in corpora.items()}
+    if data.val_corpus:
+        places["val"] = range(len(held_out))
+    tokenizer = TOKENIZERS[data.tokenizer](training.characters)
+    # What the training text lacks gets an id that it lacks as well.
+    encode = tokenizer if data.tokenizer == "byte" else CharTokenizer(training.characters + UNKNOWN)
+    samples = [encode.encode(text) for text in texts]
+    excerpts = {size: list(_excerpts(held_out, places["val"], size, encode)) for size in {*map(len, samples)}}
+    everything = [*samples, *(excerpt for of_size in excerpts.values() for excerpt in of_size)]
+    found = iter(shared(everything, _pieces(training, places["train"])))
+    own = [next(found) for _ in samples]
+    null = {size: [next(found) for _ in of_size] for size, of_size in excerpts.items()}
+
+    def shown(start: int, stop: int) -> str:
+        inside = range(max(start, 0), max(0, min(stop, len(places["train"]))))
+        return tokenizer.decode(training.renumbered(training.characters).ids(inside)[:])
+
+    answers = []
+    for text, sample, mine in zip(texts, samples, own, strict=True):
+        run, count = mine.longest or Run(0, 0, 0), len(null[len(sample)])
+        stop = run.place + len(run)
+        around = shown(run.place - CONTEXT, run.place), shown(run.place, stop), shown(stop, stop + CONTEXT)
+        remark = (
+            ""
+            if count == EXCERPTS
+            else (
+                f"The null is {count} excerpts, not {EXCERPTS}: the validation split has {len(places['val']):,} "
+                f"ids, and the text {len(sample):,}."
+            )
+        )
+        answers.append(Copying(text, mine, around if mine.longest else ("", "", ""), null[len(sample)], remark))
+    return answers
+
+
+def _excerpts(corpus: Corpus, places: range, size: int, tokenizer: CharTokenizer) -> Iterator[Ids]:
+    """Excerpts of that size, spread over those places, none over another, as ids of the tokenizer."""
+    ids = corpus.renumbered(corpus.characters).ids(places)
+    own = CharTokenizer(corpus.characters)
+    for start in np.linspace(0, len(places) - size, min(EXCERPTS, len(places) // size)).astype(int).tolist():
+        excerpt = ids[start : start + size]
+        yield excerpt if isinstance(tokenizer, ByteTokenizer) else tokenizer.encode(own.decode(excerpt))
+
+
+def _pieces(corpus: Corpus, places: range) -> Iterator[Ids]:
+    """The ids at those places. Each piece is a mapping of its own, so that those that were read leave the memory."""
+    for start in places[::PIECE]:
+        yield corpus.renumbered(corpus.characters).ids(range(start, min(start + PIECE, places.stop)))[:]
 
 
 def shared(samples: Sequence[Ids], training: Iterable[Ids]) -> list[Shared]:
@@ -314,7 +395,7 @@ class _Search:
         grams.want(grams.wanted & (at < 0))
 
     def _look_for_longer(self) -> bool:
-        """Look for n-grams that would be the longest run of a sample whose runs are short. Whether others than before."""
+        """Look for n-grams that would be the longest run of a sample whose runs are short; whether they are new."""
         lengths = self.reach - self.places
         sizes = [int(lengths[sample.start : sample.stop].max(initial=0)) + 1 for sample in self.samples]
         if sizes == self.next_sizes:
@@ -369,26 +450,33 @@ class _Search:
         order = np.argsort(kinds, kind="stable")
         present, first = np.unique(kinds[order], return_index=True)
         for kind, at in zip(present.tolist(), np.split(places[order], first[1:]), strict=False):
-            if self.missing[kind]:
-                grown = True
-                for start in self.long.starts_of(kind).tolist():
-                    if self.reach[start] < start + SHORTEST:
-                        self._align(text, place, start, int(at[0]))
-            for runs in self._targets(kind):
-                if (found := _first(text, at, self.ids[slice(*runs[0])])) is not None:
-                    grown = True
-                    for _, end in runs:
-                        self._align(text, place, end - SHORTEST, found)
+            there = [int(at[0])] if self.missing[kind] else []
+            there += [where for run in self._targets(kind) if (where := self._furthest(text, at, *run)) is not None]
+            # What repeats itself has that n-gram in many places, and each may grow by what was found for one.
+            for here in self.long.starts_of(kind).tolist() if there else ():
+                if self.reach[self.starts[here]] < self.ends[here]:  # or the whole sample is found already
+                    for where in there:
+                        self._align(text, place, here, where)
+            grown |= bool(there)
         return grown
 
-    def _targets(self, kind: int) -> list[list[tuple[int, int]]]:
-        """The runs to look for that end in n-grams of that kind, those with the same ids together."""
+    def _targets(self, kind: int) -> list[tuple[int, int]]:
+        """The runs to look for that end in n-grams of that kind, one of each that are equal."""
         low, high = np.searchsorted(self.break_kinds, [kind, kind + 1])
-        alike = defaultdict[bytes, list[tuple[int, int]]](list)
-        for start, end in self.breaks[low:high].tolist():
-            if self.reach[start] < end:
-                alike[self.ids[start:end].tobytes()].append((start, end))
-        return list(alike.values())
+        runs = [(start, end) for start, end in self.breaks[low:high].tolist() if self.reach[start] < end]
+        return list({self.ids[start:end].tobytes(): (start, end) for start, end in runs}.values())
+
+    def _furthest(self, text: Ids, at: Places, start: int, end: int) -> int | None:
+        """Where the run stands in the text, or better the longest one to be looked for that ends with it."""
+        found = _stands(text, at, self.ids[start:end])
+        if found is not None:
+            alike = np.flatnonzero(self.reach[self.starts[start] : start] == end - 1) + self.starts[start]
+            low, high = int(alike.min(initial=start)), start
+            while low < high:  # what stands in the text holds all shorter ones
+                middle = (low + high) // 2
+                longer = _stands(text, at, self.ids[middle:end])
+                low, high, found = (middle + 1, high, found) if longer is None else (low, middle, longer)
+        return found
 
     def _align(self, text: Ids, place: int, here: int, there: int) -> None:
         """Note the run around ``here`` in the samples and ``there`` in the text, where they are equal."""
@@ -419,19 +507,24 @@ class _Search:
         return Shared(longest, new, [run(start) for start in np.flatnonzero(maximal).tolist()])
 
 
-def _first(text: Ids, ends: Places, run: Ids) -> int | None:
-    """The first of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there."""
+def _stands(text: Ids, at: Places, run: Ids) -> int | None:
+    """One of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there; not the first,
+
+    for where runs grow in the text, those in the middle are met after few steps."""
     back = len(run) - SHORTEST
-    ends = ends[ends >= back]
-    ends = ends[text[ends - back] == run[0]]
-    if len(ends) > 64:  # as in a text that repeats itself: a hash of the whole run is quicker than comparing
+    at = at[at >= back]
+    at = at[text[at - back] == run[0]]
+    if len(at) > 64:  # as in a text that repeats itself: to hash the whole run is quicker than to compare it
         value = _Hashes(run).of(len(run))[0]
         hits = [
-            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + back + SHORTEST - 1]).of(len(run)) == value)
+            block + np.flatnonzero(_Hashes(text[block : block + BLOCK + len(run) - 1]).of(len(run)) == value)
             for block in range(0, len(text), BLOCK)
         ]
-        ends = np.intersect1d(ends, np.concatenate(hits) + back)
-    return next((int(end) for end in ends if np.array_equal(text[end - back : end + SHORTEST], run)), None)
+        at = np.intersect1d(at, np.concatenate(hits) + back, assume_unique=True)
+    for there in np.roll(at, -(len(at) // 2)).tolist():
+        if np.array_equal(text[there - back : there + SHORTEST], run):
+            return there
+    return None
 
 
 def _equal(a: Ids, b: Ids) -> int:
