@@ -29,6 +29,8 @@ def report(
     from minigpt.glassbox.report import make, was_written_here
     from minigpt.run import find_checkpoint
 
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; a sample has at least 1 character.")
     path = user_path(output)
     if os.path.lexists(path) and not was_written_here(path):
         raise UserError(

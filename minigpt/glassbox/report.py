@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.glassbox.copying import shared
+from minigpt.glassbox.copying import SIZES, Shared, copying
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
 from minigpt.glassbox.trace import Trace, Traceable, observe
@@ -36,6 +36,7 @@ from minigpt.glassbox.validation import (
 from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, read_checkpoint
 from minigpt.text.baselines import baselines
+from minigpt.text.tokenizer import ByteTokenizer
 
 MARK = b"<!-- minigpt report; SHA-256 of all before: "
 NEWLINES = ("\n", "\\x0a")  # as a tokenizer of characters and one of bytes show them
@@ -49,7 +50,6 @@ MAP = 64  # characters of an attention map
 COLUMNS = 26  # of the lens
 EXCERPT = 256  # characters whose surprisal is shown
 PASSAGES = 3  # hardest ones, and easiest ones
-HELD_OUT = 8  # texts that show what any text shares with the training text
 SAMPLES = 3
 
 
@@ -92,7 +92,7 @@ def make(
     moved = {"corpus": corpus, "data_dir": settings.get("data", {}).get("data_dir")}
     found = good = places = None
     try:
-        opened = open_corpus(checkpoint, tokenizer.vocabulary, **given(moved))
+        data = open_corpus(checkpoint, **given(moved))
     except UserError as error:
         if corpus:
             raise
@@ -102,7 +102,7 @@ def make(
         )
     else:
         say("Scoring the validation split")
-        found = score(model, *opened)
+        found = score(model, data)
         loss, interval = mean_and_interval(found.nats)
         ids = found.corpus.ids(found.places)[:]
         characters_of = np.array(tokenizer.character_counts())
@@ -126,7 +126,8 @@ def make(
         middle = (found.places.start + found.places.stop) // 2
         ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
     else:
-        ids = writes["ids"][0][: min(config.block_size, EXCERPT)]
+        written = "".join(part for part, _ in writes["samples"][0]["parts"])
+        ids = tokenizer.encode(written)[: min(config.block_size, EXCERPT)]
     page = render(
         name=f"{folder.name}/{folder.path.name}" if folder else path.stem,
         version=version,
@@ -151,9 +152,9 @@ def make(
 def render(**parts: Any) -> str:
     """The page of these parts, as report.html places them."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"duration": duration}
+    environment.filters |= {"duration": duration, "scaled": scaled}
     source = resources.files("minigpt.glassbox").joinpath("report.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(most_bits=MOST_BITS, held_out=HELD_OUT, **parts)
+    page = environment.from_string(source).render(most_bits=MOST_BITS, **parts)
     return page.translate(CONTROL)
 
 
@@ -212,6 +213,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def scaled(value: float) -> tuple[str, str]:
+    """A large number in the words that it is said in."""
+    for power, word in ((1e15, "quadrillion"), (1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= power:
+            return f"{value / power:,.3g}", word
+    return f"{value:,.0f}", ""
 
 
 def learning(rows: Sequence[dict[str, str]], step: int) -> dict[str, Any] | None:
@@ -318,38 +327,35 @@ def where(model: Traceable, found: Validation) -> dict[str, Any]:
 def writing(model: Any, found: Validation | None, length: int, temperature: float) -> dict[str, Any]:
     """What the model writes; if its text is at hand, with what of it is copied, beside what held-out text shares."""
     *_, samples = model.write([""] * SAMPLES, max_new_tokens=length, temperature=temperature, seed=1)
-    ids = [model.tokenizer.encode(sample.text) for sample in samples]
-    told: dict[str, Any] = {"ids": ids, "rows": [], "sizes": []}
-    passages: list[list[tuple[int, int]]] = [[] for _ in samples]
-    if found:
-        text, val = found.corpus.ids(), found.places
-        starts = np.linspace(val.start, max(val.start, val.stop - length), HELD_OUT).astype(int).tolist()
-        held_out = [text[start : min(start + length, val.stop)] for start in starts]
-        training, piece = found.training.ids(found.training_places), 1 << 20
-        pieces = (training[start : start + piece] for start in range(0, len(training), piece))
-        results = shared([*ids, *held_out], pieces)
-        passages = [[(run.start, run.end) for run in result.passages] for result in results[: len(ids)]]
-        groups = {f"sample, seed {sample.seed}": [result] for sample, result in zip(samples, results, strict=False)}
-        groups["text never seen"] = results[len(ids) :]
-        told["sizes"] = list(results[0].new)
-        for name, group in groups.items():
-            new = {n: mean_of([result.new[n] for result in group]) for n in told["sizes"]}
-            told["rows"].append({"name": name, "longest": mean_of([len(it.longest or ()) for it in group]), "new": new})
-    told["samples"] = [
-        {
-            "seed": sample.seed,
-            "parts": [
-                (model.tokenizer.decode(sample_ids[a:b]), copied) for a, b, copied in spans(len(sample_ids), copies)
-            ],
-        }
-        for sample, sample_ids, copies in zip(samples, ids, passages, strict=True)
-    ]
-    return told
+    texts = [sample.text for sample in samples]
+    copies = copying(texts, found.data) if found else [None] * SAMPLES
+    told, rows = [], []
+    for sample, copied in zip(samples, copies, strict=True):
+        passages = [(run.start, run.end) for run in copied.shared.passages] if copied else []
+        # Their places are bytes where the tokenizer reads bytes.
+        text = sample.text.encode() if isinstance(model.tokenizer, ByteTokenizer) else sample.text
+        parts = [(as_text(text[a:b]), inside) for a, b, inside in spans(len(text), passages)]
+        told.append({"seed": sample.seed, "parts": parts, "longest": copied.longest if copied else None})
+        if copied:
+            rows.append(sharing(f"sample, seed {sample.seed}", [copied.shared]))
+    if copies[0]:
+        rows.append(sharing("text never seen", copies[0].null))
+    return {"samples": told, "rows": rows, "sizes": SIZES, "remark": copies[0].remark if copies[0] else ""}
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def as_text(part: str | bytes) -> str:
+    return part if isinstance(part, str) else part.decode("utf-8", "replace")
+
+
+def sharing(name: str, texts: Sequence[Shared]) -> dict[str, Any]:
+    """What some texts share with the training text, on average."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    longest = mean(len(its.longest) if its.longest else 0 for its in texts)
+    return {"name": name, "longest": longest, "new": {n: mean(its.new[n] for its in texts) for n in SIZES}}
 
 
 def spans(length: int, passages: Sequence[tuple[int, int]]) -> list[tuple[int, int, bool]]:

@@ -18,6 +18,7 @@ from minigpt.text.windows import ScoringBatches
 
 MOST = 1e12  # floating-point operations, half a minute on two cores; of a longer split windows all over it are read
 CLASSES = ("letters", "capitals", "digits", "spaces", "line ends", "punctuation", "others")
+BATCH = 16  # windows
 PASSAGE = 120  # tokens
 
 
@@ -25,10 +26,10 @@ PASSAGE = 120  # tokens
 class Validation:
     """The validation split of a run, and what was lost on it in N windows of T tokens."""
 
-    training: Corpus
-    training_places: range
-    corpus: Corpus
-    places: range
+    data: DataSettings
+    training: range  # the places of the training split
+    corpus: Corpus  # what the validation split is of, in the model's ids
+    places: range  # of it
     starts: NDArray[np.int64]  # where in the corpus the targets of each window begin, (N,)
     nats: NDArray[np.float64]  # of each target, (N, T); NaN behind the end of the split
 
@@ -38,47 +39,42 @@ class Validation:
         return int(np.isfinite(self.nats).sum()) == len(self.places)
 
 
-def open_corpus(
-    checkpoint: dict[str, Any], vocabulary: str, **where: Any
-) -> tuple[dict[str, Corpus], dict[str, range]]:
-    """The texts and places of the training and the validation split that a checkpoint was made with.
+def open_corpus(checkpoint: dict[str, Any], **moved: Any) -> DataSettings:
+    """The settings of the data that a checkpoint was made with.
 
     Args:
         checkpoint: what it holds.
-        vocabulary: of its model.
-        where: fields of DataSettings that say where things lie now: corpus, data_dir.
+        moved: fields of DataSettings that say where things lie now: corpus, data_dir.
 
     Raises:
         UserError: the text isn't there, or it is another one.
     """
     if "datamodule_hyper_parameters" not in checkpoint:
         raise UserError("The checkpoint doesn't say on what text it was trained.")
-    data = DataSettings(**{**checkpoint["datamodule_hyper_parameters"], **where, "vocabulary": vocabulary})
-    texts = data.open_splits()
-    if " ".join(text.sha256 for text in texts.values()) != checkpoint.get("CharDataModule", {}).get("sha256"):
+    data = DataSettings(**{**checkpoint["datamodule_hyper_parameters"], **moved})
+    if " ".join(text.sha256 for text in data.open_splits().values()) != checkpoint["CharDataModule"]["sha256"]:
         raise UserError(f"The corpus {data.corpus} is not the text that the model was trained on: its content differs.")
-    own = {"val": range(len(texts["val"]))} if data.val_corpus else {}
-    return {name: text.renumbered(vocabulary) for name, text in texts.items()}, data.places(len(texts["train"])) | own
+    return data
 
 
 @torch.inference_mode()
-def score(model: Traceable, texts: dict[str, Corpus], places: dict[str, range]) -> Validation:
+def score(model: Traceable, data: DataSettings) -> Validation:
     """What the model, in float32 as it was loaded, loses on the windows that ``validate`` reads too."""
     config, tokenizer = model.gpt.config, model.tokenizer
+    texts = data.open_splits()
+    splits = data.places(len(texts["train"]))
+    corpus = texts["val"].renumbered(tokenizer.vocabulary)
+    places = range(len(corpus)) if data.val_corpus else splits["val"]
     first = tokenizer.vocabulary.index(tokenizer.start)
-    batches = ScoringBatches(texts["val"].ids(), places["val"], config.block_size, 16, first)
-    most = max(1, int(MOST / (flops_per_token(config) / 3 * 16 * config.block_size)))  # a third is forward
-    chosen = np.unique(np.linspace(0, len(batches) - 1, min(most, len(batches))).round().astype(int))
+    batches = ScoringBatches(corpus.ids(), places, config.block_size, BATCH, first)
+    most = max(1, int(MOST / (flops_per_token(config) / 3 * BATCH * config.block_size)))  # a third is forward
     starts, nats = [], []
-    for number in chosen.tolist():
+    for number in np.unique(np.linspace(0, len(batches) - 1, min(most, len(batches))).round().astype(int)).tolist():
         ids_BT, targets_BT = batches[number]
-        logits_BTV = model.gpt(ids_BT)
-        nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
+        nats_BT = F.cross_entropy(model.gpt(ids_BT).transpose(1, 2), targets_BT, reduction="none")
         nats.append(nats_BT.double().masked_fill(targets_BT < 0, torch.nan).numpy())
-        starts.append(places["val"].start + (number * 16 + np.arange(len(ids_BT))) * config.block_size)
-    return Validation(
-        texts["train"], places["train"], texts["val"], places["val"], np.concatenate(starts), np.concatenate(nats)
-    )
+        starts.append(places.start + (number * BATCH + np.arange(len(ids_BT))) * config.block_size)
+    return Validation(data, splits["train"], corpus, places, np.concatenate(starts), np.concatenate(nats))
 
 
 def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, list[float] | None]:
