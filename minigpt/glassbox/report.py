@@ -78,11 +78,12 @@ def make(
     """
     checkpoint, folder, missing = read_checkpoint(path), RunFolder.of(path), list[str]()
     config, tokenizer = model.gpt.config, model.tokenizer
+    unit = "byte" if isinstance(tokenizer, ByteTokenizer) else "character"
     rows = read_rows(folder.path / METRICS) if folder else []
     settings = read_settings(folder, checkpoint)
     figures: dict[str, Any] = {"checkpoint": str(path), **facts_of(checkpoint, model, rows)}
     say("Reading the curves")
-    curves = learning(rows, checkpoint["global_step"])
+    curves = learning(rows, checkpoint["global_step"], unit)
     if not curves:
         missing.append(
             f"There are no curves: {folder.path} holds no {METRICS}."
@@ -116,7 +117,7 @@ def make(
             "baselines": baselines(ids, characters_of),
         }
         good = standing(figures)
-        places = where(model, found)
+        places = where(model, found, unit)
     say("Writing samples, and looking for what is copied")
     writes = writing(model, found, max_new_tokens, temperature)
     figures["samples"] = writes["rows"]
@@ -134,6 +135,7 @@ def make(
         date="{0.day} {0:%B %Y}".format(datetime.date.today()),
         figures=figures,
         config=config,
+        unit=unit,
         vocabulary=len(tokenizer.vocabulary),
         missing=missing,
         learning=curves,
@@ -223,9 +225,8 @@ def scaled(value: float) -> tuple[str, str]:
     return f"{value:,.0f}", ""
 
 
-def learning(rows: Sequence[dict[str, str]], step: int) -> dict[str, Any] | None:
-    """The curves of a run up to a step, from the rows of its metrics.csv; None where nothing was logged."""
-    rows = [row for row in rows if int(row["step"]) <= step]
+def learning(rows: Sequence[dict[str, str]], step: int, unit: str) -> dict[str, Any] | None:
+    """The curves of a run from the rows of its metrics.csv, with a step marked; None where nothing was logged."""
     trained, validated = (points(rows, f"{split}/loss") for split in ("train", "val"))
     if not trained:
         return None
@@ -240,13 +241,15 @@ def learning(rows: Sequence[dict[str, str]], step: int) -> dict[str, Any] | None
     rates = {label: points(rows, name) for name, label in names.items()}
     kinds = {"AdamW": "quiet" if "Muon" in rates else "accent", "Muon": "accent"}
     rate_lines = [Line(label, curve, kinds[label]) for label, curve in rates.items() if curve]
+    mark = (step, f"step {step:,}") if step < int(rows[-1]["step"]) else None
     return {
-        "loss": line_chart("Loss over training", lines, "optimizer steps", "loss, nats per character"),
+        "loss": line_chart("Loss over training", lines, "optimizer steps", f"loss, nats per {unit}", mark=mark),
         "rate": line_chart("Learning rate over training", rate_lines, "optimizer steps", "learning rate", height=180)
         if rate_lines
         else None,
         "size": size,
         "validated": len(validated),
+        "marked": mark is not None,
     }
 
 
@@ -269,7 +272,7 @@ def standing(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def where(model: Traceable, found: Validation) -> dict[str, Any]:
+def where(model: Traceable, found: Validation, unit: str) -> dict[str, Any]:
     """Where in a window and on which characters the model loses much or little, and the passages at both ends."""
     bits, T = found.nats / math.log(2), found.nats.shape[1]
     counts = np.isfinite(bits).sum(axis=0)
@@ -283,7 +286,9 @@ def where(model: Traceable, found: Validation) -> dict[str, Any]:
     )
     places = np.minimum(found.starts[:, None] + np.arange(T), found.places.stop - 1)
     targets = found.corpus.ids()[places]
-    kinds = np.array([CLASSES.index(class_of(token)) for token in model.tokenizer.vocabulary])[targets]
+    # A byte beyond ASCII is a part of some character.
+    known = ["others" if unit == "byte" and not c.isascii() else class_of(c) for c in model.tokenizer.vocabulary]
+    kinds = np.array([CLASSES.index(kind) for kind in known])[targets]
     rows = []
     for i, kind in enumerate(CLASSES):
         chosen = bits[(kinds == i) & np.isfinite(bits)]
@@ -317,7 +322,7 @@ def where(model: Traceable, found: Validation) -> dict[str, Any]:
         ),
         "first": float(mean[0]),
         "last": float(np.average(mean[last], weights=counts[last])),
-        "kinds": bar_chart("Loss by kind of character", bars, "bits for a character of this kind"),
+        "kinds": bar_chart(f"Loss by kind of {unit}", bars, f"bits for a {unit} of this kind"),
         "shares": {kind: share for _, kind, share in sorted(rows, key=lambda row: -row[2])},
         "hardest": [passage(window) for window in order[::-1][:PASSAGES]],
         "easiest": [passage(window) for window in order[:PASSAGES]],

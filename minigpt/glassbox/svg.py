@@ -61,7 +61,15 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") 
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = False, height: float = 300) -> Markup:
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x: str,
+    y: str,
+    log_x: bool = False,
+    height: float = 300,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
     """Lines over a common axis, each named at its end.
 
     Args:
@@ -71,6 +79,7 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = 
         y: what the vertical axis is, with its unit.
         log_x: whether the horizontal axis is logarithmic.
         height: in units, of which the figure has 700 in width.
+        mark: a place on the horizontal axis, and what is there.
     """
     left, right, top, bottom = 62.0, WIDTH - 128.0, 34.0, height - 52.0
     xs = [px for line in lines for px, _ in line.points]
@@ -100,6 +109,10 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, log_x: bool = 
     parts.append(f'<path class="axis" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>')
     parts.append(text(0, 14, y, "label"))
     parts.append(text(right, height - 4, x, "label", "end"))
+    if mark:
+        place, words = at_x(min(max(mark[0], x_low), x_high)), mark[1]
+        parts.append(f'<path class="mark" d="M{place:.1f} {top:.1f}V{bottom:.1f}"/>')
+        parts.append(text(place, top - 6, words, "name", "end" if place > (left + right) / 2 else "start"))
     for line in lines:
         at = [f"{at_x(px):.1f} {at_y(py):.1f}" for px, py in line.points]
         if line.band:
