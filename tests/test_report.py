@@ -5,9 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import assert_clear_error, make_text, run_minigpt
+from minigpt.glassbox.validation import mean_and_interval
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 REPORT = ("report", "--max_new_tokens", "60", "--ckpt_path")
@@ -132,3 +134,17 @@ def test_what_is_copied_is_marked(workplace: Path) -> None:
     assert page.copied.count("abc\nabc\nabc\nabc\nabc\n") >= 3
     assert sample["longest"] == never_seen["longest"] == 60
     assert sample["new"]["20"] == never_seen["new"]["20"] == 0
+
+
+def test_the_interval_holds_the_truth_19_times_out_of_20() -> None:
+    draw = np.random.default_rng(1)
+    inside = 0
+    for _ in range(1000):  # splits of 60 windows, the characters of which depend on each other; the last is cut off
+        nats_NT = 2 + draw.normal(size=(60, 1)) + draw.normal(size=(60, 16))
+        nats_NT[-1, 5:] = np.nan
+        mean, interval = mean_and_interval(nats_NT)
+        assert interval
+        assert interval[0] < mean < interval[1]
+        inside += interval[0] < 2 < interval[1]
+    assert 930 <= inside <= 970
+    assert mean_and_interval(nats_NT[:1])[1] is None
