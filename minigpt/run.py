@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from minigpt.model import GPT, GPTConfig
 from minigpt.records import LOG_DIR, METRICS, SCORED
 from minigpt.text.tokenizer import SHOWN, TOKENIZERS, UNKNOWN, CharTokenizer
 
+FRAME = re.compile(r"step(\d+)\.ckpt")  # the name of a frame
 FORMAT = 3  # of checkpoints, which hold it as "minigpt_format"; those of format 1 hold none
 
 
@@ -35,6 +37,7 @@ class RunFolder:
         self.parent = path / "run.json"  # the checkpoint that the run began with, if it began with one
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.film = path / "film"  # weights at some of its steps
 
     @classmethod
     def first(cls, name: str) -> "RunFolder":
@@ -53,6 +56,15 @@ class RunFolder:
         """The checkpoint of a step that has this validation loss."""
         return self.checkpoints / f"step{step:06d}-val{loss:.4f}.ckpt"
 
+    def frame(self, step: int) -> Path:
+        """The frame of its film that shows the weights after a step."""
+        return self.film / f"step{step:06d}.ckpt"
+
+    def frames(self) -> dict[int, Path]:
+        """The frames of its film by their steps, in order."""
+        names = ((FRAME.fullmatch(path.name), path) for path in self.film.glob("*.ckpt"))
+        return dict(sorted((int(name[1]), path) for name, path in names if name))
+
     def holds_scored(self, name: object) -> bool:
         """Whether a checkpoint with a validation loss in its name is here under ``name``, which may be anything."""
         return isinstance(name, str) and SCORED.fullmatch(name) is not None and (self.checkpoints / name).is_file()
@@ -65,7 +77,7 @@ class RunFolder:
         return max(steps, default=-1)
 
     def begin_with(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Let a new run begin with a checkpoint: as its last one, with the best one that this knew, and with curves.
+        """Let a new run begin with a checkpoint: as its last one, with the best one that this knew, film and curves.
 
         The curves go on until the last step of the run that the checkpoint is from; what comes after the checkpoint's
         own step is for the loggers to leave out.
@@ -75,6 +87,9 @@ class RunFolder:
             best = checkpoint["callbacks"].get("RunCheckpoint", {}).get("best_name")
             if home.holds_scored(best):
                 copied_whole(home.checkpoints / best, self.checkpoints / best)
+            for step, frame in home.frames().items():
+                if step <= checkpoint["global_step"]:
+                    copied_whole(frame, self.frame(step))
             for curves in (*home.path.glob("events.out.tfevents.*"), *home.path.glob(METRICS)):
                 shutil.copy2(curves, self.path)
         with written_whole(self.parent) as file:
@@ -244,7 +259,7 @@ def sole_owner(folder: Path, rank: int = 0, new: bool = False) -> Iterator[None]
         why = "Another process is training it" if isinstance(error, Timeout) else f"Its folder: {error.strerror}"
         raise UserError(f"The run {folder} can't be trained right now. {why}.") from error
     try:
-        for place in (folder, run.checkpoints):
+        for place in (folder, run.checkpoints, run.film):
             remove_torn(place)
         yield
     finally:

@@ -17,7 +17,8 @@ from minigpt.records import METRICS, read_rows
 from minigpt.run import FORMAT, RunFolder, find_checkpoint, read_checkpoint, write_checkpoint
 from minigpt.training.proof import compare, read_curves
 
-CONFIG = ("--config", "tiny.yaml", "--trainer.max_steps", 12, "--trainer.val_check_interval", 8)
+CONFIG: tuple[object, ...] = ("--config", "tiny.yaml", "--trainer.max_steps", 12, "--trainer.val_check_interval", 8)
+CONFIG += ("--film.per_doubling", 1)
 EPOCHS = ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 80)  # in bfloat16, with dropout
 MATRIX = {
     "fp32": ("--trainer.precision", "32-true"),

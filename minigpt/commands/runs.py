@@ -24,7 +24,7 @@ Run = dict[str, Any]  # what is printed of a run, and its "settings" as text
 SHAPE = {"layers": "model.n_layer", "width": "model.n_embd", "heads": "model.n_head", "window": "data.block_size"}
 # Settings that change no loss.
 NEUTRAL = re.compile(
-    r"name|ckpt_path|(sampler|checkpoint)\..*|trainer\.(logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
+    r"name|ckpt_path|(sampler|film|checkpoint)\..*|trainer\.(logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
     r"|data\.(data_dir|mirror|num_workers|max_unpacked_gb|scoring_batch_size|predict_corpus|vocabulary)"
 )
 

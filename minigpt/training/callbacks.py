@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole
 from minigpt.generation import Writer
+from minigpt.model import GPT
 from minigpt.sampling import Sampling
 from minigpt.training.machine import compute_dtype, matrix_peak
 from minigpt.training.module import GPTLightningModule, logs_step, step_is_done
@@ -96,13 +98,20 @@ class TextSampler(Callback):
 
     def write(self, module: GPTLightningModule) -> str:
         """A sample of the model as it is now, without the prompt."""
-        modes = [(part, part.training) for part in module.gpt.modules()]
-        module.gpt.eval()
-        try:
+        with evaluating(module.gpt):
             return Writer(module.gpt, module.tokenizer, module.fast).generate(self.prompt, **self.settings)
-        finally:
-            for part, was_training in modes:
-                part.training = was_training
+
+
+@contextmanager
+def evaluating(gpt: GPT) -> Iterator[None]:
+    """Let a model drop nothing out for a while; then each of its parts is in the mode that it was in."""
+    modes = [(part, part.training) for part in gpt.modules()]
+    gpt.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
 
 
 class TrainingCurves(Callback):

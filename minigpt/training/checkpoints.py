@@ -25,7 +25,7 @@ from minigpt.training.data import CharDataModule
 from minigpt.training.module import GPTLightningModule, step_is_done
 
 # The groups of settings that are neither the model's nor the data's; a checkpoint keeps them for a resume.
-GROUPS = ("trainer", "sampler", "checkpoint", "early_stopping")
+GROUPS = ("trainer", "sampler", "film", "checkpoint", "early_stopping")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

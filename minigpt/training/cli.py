@@ -48,6 +48,7 @@ from minigpt.training.checkpoints import (
 )
 from minigpt.training.curves import MetricsCSV
 from minigpt.training.data import CharDataModule
+from minigpt.training.film import Film
 from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
 from minigpt.training.machine import choose_precision, choose_threads, keep_freed_memory
 from minigpt.training.metrics import SCORES
@@ -100,6 +101,7 @@ class MiniGPTCLI(LightningCLI):
         threads = "Threads that compute on a CPU; by default as many as are fastest when a run begins."
         parser.add_argument("--threads", type=int | None, help=threads)
         parser.add_lightning_class_args(TextSampler, "sampler")
+        parser.add_lightning_class_args(Film, "film")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         for target, source in LINKS.items():
@@ -165,7 +167,13 @@ class MiniGPTCLI(LightningCLI):
     def _parse_beside_checkpoint(self, path: Path) -> None:
         """Parse again with the checkpoint's settings as defaults, and refuse what contradicts it."""
         self.checkpoint = checkpoint = read_checkpoint(path)
-        if missing := set(PARTS.split()) - checkpoint.keys():
+        if self.command == "fit" and "film" in checkpoint:
+            raise UserError(
+                f"{path} is a frame of a film. It has the weights alone, in float16, so no run can go on from it; "
+                "it can write and be scored. To train further, name a checkpoint of the run: last or best."
+            )
+        parts = set(PARTS.split()) - ({"loops", "optimizer_states", "lr_schedulers"} if "film" in checkpoint else set())
+        if missing := parts - checkpoint.keys():
             raise UserError(f"{path} is not a checkpoint of a run of minigpt fit: it holds no {', '.join(missing)}.")
         model, data = what_is_trained(checkpoint["hyper_parameters"]), checkpoint["datamodule_hyper_parameters"]
         vocabulary = model.pop("vocabulary")
@@ -265,7 +273,8 @@ class MiniGPTCLI(LightningCLI):
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
         self.curves = TrainingCurves()
         callbacks = [self.curves, FiniteCheck(checkpoint), *listed(trainer.callbacks), self.config_init.sampler]
-        callbacks += [checkpoint, self.config_init.early_stopping, TensorBoardExtras(), GracefulStop(checkpoint)]
+        callbacks += [self.config_init.film, checkpoint, self.config_init.early_stopping]
+        callbacks += [TensorBoardExtras(), GracefulStop(checkpoint)]
         if trainer.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(ProgressBar())
         if self.command == "predict":

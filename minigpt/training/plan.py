@@ -17,6 +17,7 @@ from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.training.callbacks import ProgressBar, TextSampler, step_is_done
 from minigpt.training.cli import MiniGPTCLI, say, train
+from minigpt.training.film import Film, frame_bytes
 
 CALIBRATION = 10.0  # seconds of training; a tenth of it for validation
 
@@ -31,7 +32,7 @@ class PlanCLI(MiniGPTCLI, Callback):
             raise UserError("plan can't tell what fsdp costs; leave out the strategy to plan for one device.")
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         (self.sampler,) = (c for c in callbacks if isinstance(c, TextSampler))
-        left_out = (Checkpoint, EarlyStopping, ProgressBar, TextSampler)
+        left_out = (Checkpoint, EarlyStopping, Film, ProgressBar, TextSampler)
         callbacks[:] = [*(c for c in callbacks if not isinstance(c, left_out)), self]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -85,6 +86,7 @@ class PlanCLI(MiniGPTCLI, Callback):
         lines = [
             "Memory of one device, in MB:",
             *self._show_memory(),
+            *self._show_film(int(trainer.estimated_stepping_batches)),
             "Arithmetic:",
             f"  {characters:,} characters a step, {flops / 1e6:,.2f} MFLOP each; "
             f"{self.left * characters * flops / 1e12:,.1f} TFLOP in all",
@@ -112,6 +114,10 @@ class PlanCLI(MiniGPTCLI, Callback):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             lines.append(f"  {'the whole process':<24}{peak / 1e6:>12,.1f}   (its peak while this was found)")
         return lines
+
+    def _show_film(self, end: int) -> list[str]:
+        frames, size = len(self.config_init.film.steps(self.model, end)), frame_bytes(self.model) / 1e6
+        return [f"On the disk: a film of {frames} frames, {frames * size:,.1f} MB"] if frames else []
 
     def after_fit(self) -> None:
         """All is said."""

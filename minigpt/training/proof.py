@@ -123,6 +123,9 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, tuple[int, list[str]]]:
     """For each part of two runs, how many values the first has, and where they are not equal to the last bit."""
     (one, one_curves), (two, two_curves) = ((read_checkpoint(run.last), read_curves(run)) for run in (a, b))
     found = {part: different(one[part], two[part]) for part in PARTS}
+    if a.frames() or b.frames():
+        films = ({step: read_checkpoint(path) for step, path in run.frames().items()} for run in (a, b))
+        found["film"] = different(*films)
     return found | {f"curve {tag}": different(one_curves.get(tag), two_curves.get(tag)) for tag in CURVES}
 
 
