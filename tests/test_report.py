@@ -125,12 +125,16 @@ def test_text_that_looks_like_html_is_text_on_the_page(workplace: Path) -> None:
         assert part in page.text
 
 
-def test_what_is_copied_is_marked(workplace: Path) -> None:
+def test_what_is_copied_is_marked_and_what_was_filmed_is_told(workplace: Path) -> None:
     Path("text.txt").write_text("abc\n" * 1500, newline="")
-    assert run_minigpt("fit", "--config", "tiny.yaml", "--model.learning_rate", 0.01).code == 0
+    fit = ("fit", "--config", "tiny.yaml", "--model.learning_rate", 0.01, "--film.per_doubling", 1)
+    assert run_minigpt(*fit).code == 0
     result = run_minigpt(*BEST, "--temperature", 0, "--json")
-    sample, *_, never_seen = json.loads(result.out)["samples"]
-    page = Page(Path("report.html"))
+    figures, page = json.loads(result.out), Page(Path("report.html"))
+    # It was filmed: there are the two figures of what was learned when.
+    assert page.tags.count("svg") == 9
+    assert figures["learned"]["orders"]["0"] in (1, 2, 4, 8, 16, 24)
+    sample, *_, never_seen = figures["samples"]
     assert page.copied.count("abc\nabc\nabc\nabc\nabc\n") >= 3
     assert sample["longest"] == never_seen["longest"] == 60
     assert sample["new"]["20"] == never_seen["new"]["20"] == 0

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.glassbox.copying import SIZES, Shared, copying
+from minigpt.glassbox.learning import Learned, learned
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
 from minigpt.glassbox.trace import Trace, Traceable, observe
@@ -49,6 +50,7 @@ BINS = 120  # points of the training curve
 MAP = 64  # characters of an attention map
 COLUMNS = 26  # of the lens
 EXCERPT = 256  # characters whose surprisal is shown
+WINDOWS = 64  # that each frame of a film reads
 PASSAGES = 3  # hardest ones, and easiest ones
 SAMPLES = 3
 
@@ -118,6 +120,14 @@ def make(
         }
         good = standing(figures)
         places = where(model, found, unit)
+    history = None
+    if found and folder and folder.frames():
+        say("Watching the film")
+        try:
+            history = watch(learned(folder.path, windows=WINDOWS), unit)
+            figures["learned"] = history["learned"]
+        except UserError as error:
+            missing.append(f"What was learned when is missing. {error}")
     say("Writing samples, and looking for what is copied")
     writes = writing(model, found, max_new_tokens, temperature)
     figures["samples"] = writes["rows"]
@@ -143,6 +153,7 @@ def make(
         validation=found,
         where=places,
         inside=inside(model, ids, names) if len(ids) > 1 else None,
+        history=history,
         writes=writes,
         temperature=temperature,
         recipe=yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True),
@@ -326,6 +337,45 @@ def where(model: Traceable, found: Validation, unit: str) -> dict[str, Any]:
         "shares": {kind: share for _, kind, share in sorted(rows, key=lambda row: -row[2])},
         "hardest": [passage(window) for window in order[::-1][:PASSAGES]],
         "easiest": [passage(window) for window in order[:PASSAGES]],
+    }
+
+
+def watch(film: Learned, unit: str) -> dict[str, Any]:
+    """What the run learned when."""
+    # Step 0, which a logarithmic axis lacks, stands before step 1.
+    steps = [max(step, 0.5) for step in film.steps]
+    by_context = {film.contexts[i]: film.context_bits[:, i] for i in range(0, len(film.contexts), 2)}
+    by_context[film.contexts[-1]] = film.context_bits[:, -1]
+    contexts = [
+        Line(
+            f"{context} {unit}{'s' if context > 1 else ''}",
+            list(zip(steps, bits.tolist(), strict=True)),
+            "accent" if context == film.contexts[-1] else "quiet",
+        )
+        for context, bits in by_context.items()
+    ]
+    passed = {f"better than order {order}": (bits, film.crossed(order)) for order, bits in film.baselines.items()}
+    lines = [Line("this run", list(zip(steps, film.bits.tolist(), strict=True)))]
+    lines += [
+        Line(f"order {order}", [(steps[0], bits), (steps[-1], bits)], "faint") for order, bits in film.baselines.items()
+    ]
+    return {
+        "loss": line_chart(
+            "Loss over training, beside n-gram models", lines, "optimizer steps", f"bits per {unit}", log_x=True
+        ),
+        "contexts": line_chart(
+            "Loss with contexts of several lengths", contexts, "optimizer steps", f"bits per {unit}", log_x=True
+        ),
+        "passed": passed,
+        "classes": {
+            name: (float(bits[0]), float(bits[-1]), film.learned(name)) for name, bits in film.class_bits.items()
+        },
+        "learned": {
+            "orders": {order: film.crossed(order) for order in film.baselines},
+            "classes": {name: film.learned(name) for name in film.class_bits},
+        },
+        "windows": film.windows,
+        "frames": len(film.steps),
     }
 
 

@@ -103,7 +103,7 @@ def line_chart(
     for value in ticks(y_low, y_high):
         parts.append(f'<path class="grid" d="M{left:.1f} {at_y(value):.1f}H{right:.1f}"/>')
         parts.append(text(left - 8, at_y(value) + 4, short(value), anchor="end"))
-    for value in log_ticks(x_low, x_high) if log_x else ticks(x_low, x_high):
+    for value in log_ticks(max(x_low, 1), x_high) if log_x else ticks(x_low, x_high):
         parts.append(f'<path class="tick" d="M{at_x(value):.1f} {bottom:.1f}v5"/>')
         parts.append(text(at_x(value), bottom + 22, short(value), anchor="middle"))
     parts.append(f'<path class="axis" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>')
