@@ -72,6 +72,8 @@ def test_the_page_has_all_of_a_run_in_one_sound_file(in_trained: Path) -> None:
     assert low < figures["bits_per_char"] < high
     for figure in ("gzip", "order 2", "uniform"):
         assert f"{figures['baselines'][figure]:.3f}" in page.text
+    assert np.shape(figures["heads_off"]) == (2, 2)
+    assert np.isfinite(figures["heads_off"]).all()
     for part in ("24 steps", "validation split", "n_embd: 16", "learning_rate: 0.003"):
         assert part in page.text
 

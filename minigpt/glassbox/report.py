@@ -24,9 +24,10 @@ from minigpt.glassbox.copying import SIZES, Shared, copying
 from minigpt.glassbox.learning import Learned, learned
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
-from minigpt.glassbox.trace import Trace, Traceable, observe
+from minigpt.glassbox.trace import Intervention, Trace, Traceable, observe
 from minigpt.glassbox.validation import (
     CLASSES,
+    MOST,
     PASSAGE,
     Validation,
     class_of,
@@ -83,7 +84,7 @@ def make(
     unit = "byte" if isinstance(tokenizer, ByteTokenizer) else "character"
     rows = read_rows(folder.path / METRICS) if folder else []
     settings = read_settings(folder, checkpoint)
-    figures: dict[str, Any] = {"checkpoint": str(path), **facts_of(checkpoint, model, rows)}
+    figures: dict[str, Any] = {"checkpoint": str(path), "heads_off": None, **facts_of(checkpoint, model, rows)}
     say("Reading the curves")
     curves = learning(rows, checkpoint["global_step"], unit)
     if not curves:
@@ -134,6 +135,8 @@ def make(
     say("Looking inside")
     names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
     if found:
+        figures["heads_off"] = worth = switched_off(model, found)
+        names = [[f"{i}.{h}  {bits:+.2f}" for h, bits in enumerate(row)] for i, row in enumerate(worth)]
         middle = (found.places.start + found.places.stop) // 2
         ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
     else:
@@ -420,6 +423,21 @@ def spans(length: int, passages: Sequence[tuple[int, int]]) -> list[tuple[int, i
         inside[start:end] = True
     edges = [0, *(np.flatnonzero(np.diff(inside[:-1])) + 1).tolist(), length]
     return [(a, b, bool(inside[a])) for a, b in itertools.pairwise(edges) if a < b]
+
+
+def switched_off(model: Traceable, found: Validation) -> list[list[float]]:
+    """How many bits a token more the model needs without each head alone, for some windows all over the split."""
+    config, (rows, T) = model.gpt.config, found.nats.shape
+    costs = (config.n_layer * config.n_head + 1) * T * flops_per_token(config) / 3  # of a window
+    chosen = np.linspace(0, rows - 1, int(np.clip(MOST / 2 / costs, 1, min(rows, 64)))).astype(int)
+    places = np.minimum(found.starts[chosen, None] + np.arange(T), found.places.stop - 1)
+    ids_BT = torch.from_numpy(found.corpus.ids()[places].astype("int64"))
+
+    def bits(*interventions: Intervention) -> float:
+        return float(observe(model.gpt, ids_BT, interventions).bits[:, 1:].mean())
+
+    whole, heads = bits(), range(config.n_head)
+    return [[bits(Intervention("head", i, h)) - whole for h in heads] for i in range(config.n_layer)]
 
 
 def inside(model: Traceable, ids: NDArray[np.integer], names: Sequence[Sequence[str]]) -> dict[str, Any]:

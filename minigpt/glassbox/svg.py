@@ -127,11 +127,15 @@ def line_chart(
         parts.append(f'<path class="line {line.kind}" d="M{"L".join(at)}"/>')
         if len(at) < 40 and line.kind == "accent" and not line.band:
             parts += [f'<circle class="dot" cx="{p.split()[0]}" cy="{p.split()[1]}" r="3"/>' for p in at]
-    # Names at the ends, pushed apart where they would overlap.
-    last = -math.inf
-    for line in sorted(lines, key=lambda line: -line.points[-1][1]):
-        last = max(at_y(line.points[-1][1]) + 4, last + 20)
-        parts.append(text(right + 10, last, line.name, f"name {line.kind}"))
+    # Names at the ends, pushed apart where they would overlap: first downwards, then up from the axis.
+    ordered = sorted(lines, key=lambda line: -line.points[-1][1])
+    heights = [at_y(line.points[-1][1]) + 4 for line in ordered]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + 18)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], bottom + 4 - 18 * (len(heights) - 1 - i))
+    for line, y_name in zip(ordered, heights, strict=True):
+        parts.append(text(right + 10, y_name, line.name, f"name {line.kind}"))
     return figure(title, height, parts)
 
 
@@ -192,7 +196,7 @@ def attention_maps(title: str, pattern_LHTS: NDArray[np.floating], names: Sequen
         names: what stands above each map.
     """
     n_layer, n_head = pattern_LHTS.shape[:2]
-    columns = min(n_head, 6)
+    columns = min(n_head, 4 if n_head <= 8 else 6)
     gap, above = 14.0, 24.0
     size = (WIDTH - gap * (columns - 1)) / columns
     parts, y = [], 0.0
