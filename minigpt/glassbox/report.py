@@ -51,7 +51,7 @@ BINS = 120  # points of the training curve
 MAP = 64  # characters of an attention map
 COLUMNS = 26  # of the lens
 EXCERPT = 256  # characters whose surprisal is shown
-WINDOWS = 64  # that each frame of a film reads
+WINDOWS = 32  # that each frame of a film reads
 PASSAGES = 3  # hardest ones, and easiest ones
 SAMPLES = 3
 
@@ -351,7 +351,7 @@ def watch(film: Learned, unit: str) -> dict[str, Any]:
     by_context[film.contexts[-1]] = film.context_bits[:, -1]
     contexts = [
         Line(
-            f"{context} {unit}{'s' if context > 1 else ''}",
+            f"last {context}",
             list(zip(steps, bits.tolist(), strict=True)),
             "accent" if context == film.contexts[-1] else "quiet",
         )
@@ -429,7 +429,7 @@ def switched_off(model: Traceable, found: Validation) -> list[list[float]]:
     """How many bits a token more the model needs without each head alone, for some windows all over the split."""
     config, (rows, T) = model.gpt.config, found.nats.shape
     costs = (config.n_layer * config.n_head + 1) * T * flops_per_token(config) / 3  # of a window
-    chosen = np.linspace(0, rows - 1, int(np.clip(MOST / 2 / costs, 1, min(rows, 64)))).astype(int)
+    chosen = np.linspace(0, rows - 1, int(np.clip(MOST / 2 / costs, 1, min(rows, 24)))).astype(int)
     places = np.minimum(found.starts[chosen, None] + np.arange(T), found.places.stop - 1)
     ids_BT = torch.from_numpy(found.corpus.ids()[places].astype("int64"))
 
