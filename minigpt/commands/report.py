@@ -32,17 +32,22 @@ def report(
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; a sample has at least 1 character.")
     path = user_path(output)
-    if os.path.lexists(path) and not was_written_here(path):
-        raise UserError(
-            f"{output} is there already, and is no report as this program wrote it. Move it away, or name another "
-            "file with --output."
-        )
+
+    def check_free() -> None:
+        if os.path.lexists(path) and not was_written_here(path):
+            raise UserError(
+                f"{output} is there already, and is no report as this program wrote it. Move it away, or name "
+                "another file with --output."
+            )
+
+    check_free()
     checkpoint = find_checkpoint(ckpt_path)
 
     def say(stage: str) -> None:
         print(f"{stage} ...", file=sys.stderr)
 
     page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus, max_new_tokens, temperature)
+    check_free()  # once more, after a minute
     try:
         with written_whole(path) as file:
             file.write(page)

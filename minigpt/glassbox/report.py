@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
+from minigpt.generation import Sample
 from minigpt.glassbox.copying import SIZES, Shared, copying
 from minigpt.glassbox.learning import Learned, learned
 from minigpt.glassbox.lens import lens
@@ -93,6 +94,8 @@ def make(
             if folder
             else "There are no curves: the checkpoint lies outside the folder of its run, which keeps them."
         )
+    say("Writing samples")  # first, for a model that has diverged ends here
+    *_, samples = model.write([""] * SAMPLES, max_new_tokens=max_new_tokens, temperature=temperature, seed=1)
     moved = {"corpus": corpus, "data_dir": settings.get("data", {}).get("data_dir")}
     found = good = places = None
     try:
@@ -129,8 +132,8 @@ def make(
             figures["learned"] = history["learned"]
         except UserError as error:
             missing.append(f"What was learned when is missing. {error}")
-    say("Writing samples, and looking for what is copied")
-    writes = writing(model, found, max_new_tokens, temperature)
+    say("Looking for what is copied")
+    writes = writing(samples, found, unit)
     figures["samples"] = writes["rows"]
     say("Looking inside")
     names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
@@ -176,9 +179,10 @@ def render(**parts: Any) -> str:
 
 def was_written_here(path: Path) -> bool:
     """Whether a file is such a page, as it was written: whoever has changed it since has made it theirs."""
-    if not path.is_file():
+    try:
+        body, mark, digest = path.read_bytes().rpartition(MARK) if path.is_file() else (b"", b"", b"")
+    except OSError:  # what can't be read can't be told to be ours
         return False
-    body, mark, digest = path.read_bytes().rpartition(MARK)
     return bool(mark) and digest == signature(body + mark)
 
 
@@ -382,16 +386,13 @@ def watch(film: Learned, unit: str) -> dict[str, Any]:
     }
 
 
-def writing(model: Any, found: Validation | None, length: int, temperature: float) -> dict[str, Any]:
-    """What the model writes; if its text is at hand, with what of it is copied, beside what held-out text shares."""
-    *_, samples = model.write([""] * SAMPLES, max_new_tokens=length, temperature=temperature, seed=1)
-    texts = [sample.text for sample in samples]
-    copies = copying(texts, found.data) if found else [None] * SAMPLES
+def writing(samples: Sequence[Sample], found: Validation | None, unit: str) -> dict[str, Any]:
+    """What the model wrote; if its text is at hand, with what of it is copied, beside what held-out text shares."""
+    copies = copying([sample.text for sample in samples], found.data) if found else [None] * SAMPLES
     told, rows = [], []
     for sample, copied in zip(samples, copies, strict=True):
         passages = [(run.start, run.end) for run in copied.shared.passages] if copied else []
-        # Their places are bytes where the tokenizer reads bytes.
-        text = sample.text.encode() if isinstance(model.tokenizer, ByteTokenizer) else sample.text
+        text = sample.text.encode() if unit == "byte" else sample.text  # what their places are of
         parts = [(as_text(text[a:b]), inside) for a, b, inside in spans(len(text), passages)]
         told.append({"seed": sample.seed, "parts": parts, "longest": copied.longest if copied else None})
         if copied:
