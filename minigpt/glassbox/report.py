@@ -139,7 +139,7 @@ def make(
     names = [[f"{i}.{h}" for h in range(config.n_head)] for i in range(config.n_layer)]
     if found:
         figures["heads_off"] = worth = switched_off(model, found)
-        names = [[f"{i}.{h}  {bits:+.2f}" for h, bits in enumerate(row)] for i, row in enumerate(worth)]
+        names = [[f"{i}.{h}  {round(bits, 2) + 0.0:+.2f}" for h, bits in enumerate(row)] for i, row in enumerate(worth)]
         middle = (found.places.start + found.places.stop) // 2
         ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
     else:
