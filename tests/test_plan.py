@@ -24,13 +24,15 @@ def numbers(text: str, label: str) -> list[float]:
 
 
 def test_plan_tells_the_cost_and_leaves_nothing_behind(workplace: Path) -> None:
-    result = run_minigpt("plan", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches", 2, "--model.n_embd", 64)
+    more = ("--trainer.accumulate_grad_batches", 2, "--model.n_embd", 64, "--film.per_doubling", 1)
+    result = run_minigpt("plan", "--config", "tiny.yaml", *more)
     assert result.code == 0, result.err
     parameters = sum(p.numel() for p in GPT(GPTConfig(17, 16, 2, 2, 64)).parameters())
     assert f"{parameters:,} parameters" in result.out
     assert numbers(result.out, "weights") == numbers(result.out, "gradients") == [round(4 * parameters / 1e6, 1)]
     assert numbers(result.out, "optimizer") == [pytest.approx(8 * parameters / 1e6, abs=0.1)]
     assert f"{2 * 8 * 16} characters a step" in result.out
+    assert "On the disk: a film of 7 frames, 1." in result.out
     for line in ("24 steps", "6 validations", "3 samples", "start-up"):
         assert re.search(rf"^  {line} +\d+\.\d (s|min)", result.out, re.M), result.out
     assert sorted(path.name for path in workplace.iterdir()) == ["data", "text.txt", "tiny.yaml"]

@@ -85,7 +85,8 @@ def learned(run: str | Path, text: str | None = None, windows: int = 256, seed: 
         run: its folder, one of its checkpoints, or "last" or "best", of the newest run; see
             :func:`minigpt.glassbox.film.film`.
         text: what is read; by default the run's validation split.
-        windows: how many windows, which begin at places drawn by ``seed``.
+        windows: how many windows, which begin at places drawn by ``seed``. What a context buys is measured on the last
+            token of each alone, so it takes many to tell a few hundredths of a bit from chance.
         seed: decides where.
 
     Raises:
