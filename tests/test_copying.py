@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -40,15 +40,23 @@ def texts(draw: st.DrawFn) -> tuple[list[Ids], Ids]:
     return [text(6) for _ in range(draw(st.integers(0, 3)))], text(8)
 
 
+SAMPLE, OTHER = np.arange(60, dtype=np.uint8), np.full(200, 99, np.uint8)
+# A run from 5 to 50, after which nothing is new to one who knows those from 0 to 40 and from 15 to 60.
+LATE = np.concatenate([SAMPLE[:40], OTHER, SAMPLE[15:], OTHER, SAMPLE[5:50], OTHER])
+
+
 @settings(max_examples=150, deadline=None)
-@given(texts(), st.lists(st.integers(0, 200), max_size=3), st.integers(1, 40))
+@example(([SAMPLE], LATE), [], 40, False)
+@given(texts(), st.lists(st.integers(0, 200), max_size=3), st.integers(1, 40), st.booleans())
 def test_it_finds_what_comparing_every_place_with_every_other_finds(
-    case: tuple[list[Ids], Ids], cuts: list[int], size: int
+    case: tuple[list[Ids], Ids], cuts: list[int], size: int, collide: bool
 ) -> None:
     samples, training = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", size)
         patch.setattr(module, "CHUNK", size)
+        if collide:  # all hashes are 0, so all that is found was found by comparing
+            patch.setattr(module._Hashes, "FACTOR", np.uint32(0))
         found = shared(samples, np.split(training, sorted(cuts)))
     for sample, result in zip(samples, found, strict=True):
         lengths = lengths_by_hand(sample, training)

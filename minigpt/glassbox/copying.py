@@ -336,9 +336,9 @@ class _Search:
         samples: ids. They lie side by side in ``ids``.
 
     Attributes:
-        reach: for each place the end of a run from there on that stands in the training text. It never falls from one
-            place to the next. A run that is shorter than the longest of its sample and shorter than :data:`SHORTEST`
-            may be cut off at one of the :data:`SIZES`; all others are as long as can be.
+        reach: for each place the end of a run from there on that stands in the training text. A run that is shorter
+            than the longest of its sample and shorter than :data:`SHORTEST` may be cut off at one of the
+            :data:`SIZES`; all others are as long as can be.
         offset: for each place what is to be added to it for the run's place in the training text.
     """
 
@@ -508,9 +508,10 @@ class _Search:
 
 
 def _stands(text: Ids, at: Places, run: Ids) -> int | None:
-    """One of the places where ``run`` stands in the text, so that its last SHORTEST ids begin there; not the first,
+    """One of the places ``at`` in the text where the last SHORTEST ids of ``run`` begin, the rest being before them.
 
-    for where runs grow in the text, those in the middle are met after few steps."""
+    It is one in the middle: where runs grow from one to the next, few steps lead to the longest.
+    """
     back = len(run) - SHORTEST
     at = at[at >= back]
     at = at[text[at - back] == run[0]]
