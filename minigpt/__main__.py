@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("commands.generate", "let a checkpoint write"),
     "chat": ("commands.chat", "write together with a checkpoint, in the terminal"),
     "runs": ("commands.runs", "compare the runs of this folder: settings, losses, spread over seeds"),
+    "report": ("commands.report", "a page on a finished run: how good it is, what it sees, what it writes"),
     "prove-resume": ("training.proof", "see it proved that a run killed and resumed ends in the same bits"),
     "corpus": ("commands.corpus", "look at a text before training on it"),
 }

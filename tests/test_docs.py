@@ -23,6 +23,7 @@ SHORTER = {
     "fit": "--trainer.val_check_interval 2 --trainer.limit_val_batches 1 --sampler.max_new_tokens 5",
     "prove-resume": "--steps 3 --kills 1 --trainer.limit_val_batches 1 --sampler.max_new_tokens 5",
     "generate": "--max_new_tokens 20",
+    "report": "--max_new_tokens 20",
 }
 
 

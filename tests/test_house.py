@@ -95,6 +95,7 @@ def test_no_import_runs_in_a_circle() -> None:
         (["generate", "--help"], ["torch", "lightning"]),
         (["chat", "--help"], ["torch", "lightning"]),
         (["corpus", "--help"], ["torch", "lightning"]),
+        (["report", "--help"], ["torch", "lightning"]),
         (["runs"], ["torch", "numpy", "lightning"]),
     ],
 )

@@ -1,0 +1,64 @@
+"""``report``: a page on a finished run, to look at and to hand in."""
+
+import os
+import sys
+
+from minigpt import UserError, __version__, load
+from minigpt.commands import call, print_as_json
+from minigpt.files import user_path, written_whole
+
+
+def report(
+    ckpt_path: str,
+    output: str = "report.html",
+    corpus: str | None = None,
+    max_new_tokens: int = 400,
+    temperature: float = 0.8,
+    json: bool = False,
+) -> None:
+    """Write a page on a finished run, an HTML file that needs no network and no server.
+
+    Args:
+        ckpt_path: a checkpoint file, or "last" or "best" for that of the newest run.
+        output: the file to write. One that is there is replaced only if it is such a page, and as it was written.
+        corpus: where the text of the run is now, if it has moved.
+        max_new_tokens: how many characters each of the three samples has (bytes, if the model was trained on bytes).
+        temperature: that the samples are drawn with.
+        json: print the figures of the page as JSON too.
+    """
+    from minigpt.glassbox.report import make, was_written_here
+    from minigpt.run import find_checkpoint
+
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; a sample has at least 1 character.")
+    path = user_path(output)
+
+    def check_free() -> None:
+        if os.path.lexists(path) and not was_written_here(path):
+            raise UserError(
+                f"{output} is there already, and is no report as this program wrote it. Move it away, or name "
+                "another file with --output."
+            )
+
+    check_free()
+    checkpoint = find_checkpoint(ckpt_path)
+
+    def say(stage: str) -> None:
+        print(f"{stage} ...", file=sys.stderr)
+
+    page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus, max_new_tokens, temperature)
+    check_free()  # once more, after a minute
+    try:
+        with written_whole(path) as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"--output {output} can't be written: {error.strerror or error}.") from error
+    if json:
+        print_as_json(figures)
+    else:
+        print(f"{path}: {len(page) / 1e6:.1f} MB, for any browser")
+
+
+def main(command: str, args: list[str]) -> None:
+    """Run the command from its arguments."""
+    call(report, args, f"minigpt {command}")
