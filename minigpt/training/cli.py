@@ -29,11 +29,11 @@ from minigpt.cost import TRAINING, check_memory
 from minigpt.errors import UserError, building_from, parse_arguments
 from minigpt.run import LOG_DIR, RunFolder, find_checkpoint, new_run_folder, read_checkpoint, sole_owner, written_at
 from minigpt.text.baselines import baselines, table
+from minigpt.training.board import TensorBoardExtras
 from minigpt.training.callbacks import (
     EarlyStopping,
     NatsWriter,
     ProgressBar,
-    TensorBoardExtras,
     TextSampler,
     TrainingCurves,
 )
