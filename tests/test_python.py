@@ -126,6 +126,10 @@ def test_callbacks_of_ones_own_live_beside_ours_also_on_resume(workplace: Path) 
     states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert len([key for key in states if "EarlyStopping" in key]) == 2
     assert (run / "model_checkpoint" / "last.ckpt").is_file()
+    alone = run_minigpt("fit", "--ckpt_path", "last", "--trainer.max_steps", 24)
+    assert alone.code == 0, alone.err
+    assert "Not restored" in alone.out
+    assert "--trainer.callbacks. Give it again" in alone.out
 
 
 @pytest.mark.parametrize("flags", ["--trainer.profiler simple", "--trainer.fast_dev_run true"])
