@@ -66,7 +66,7 @@ def building_from(what: str) -> Iterator[None]:
     except Exception as error:
         if not all(is_of_a_library(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
-        said = str(error) if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) else ""
+        said = essence(str(error)) if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) else ""
         said = said or f"{what} can't be used: {str(error).split(chr(10))[0]} ({type(error).__name__})"
         hint = " (See --help for what can be given.)" if isinstance(error, argparse.ArgumentError) else ""
         raise UserError(said + hint) from error
@@ -82,6 +82,12 @@ def is_of_a_library(file: str) -> bool:
 def some_of(names: Sequence[str], limit: int = 3) -> str:
     """Names in a sentence, at most ``limit`` of them."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def essence(said: str) -> str:
+    """What jsonargparse says of a class that can't be had, without every other kind of value that it tried."""
+    found = re.search(r"class_path '(.+?)':\s+(.+?)(?=\n\s*- |\n\s*Given|\Z)", said, re.DOTALL)
+    return f"{found[1]} can't be used: {found[2].strip()}" if found and "Union" not in found[2] else said
 
 
 def explain(error: Exception) -> str:
@@ -103,4 +109,4 @@ def parse_arguments(parser: argparse.ArgumentParser, args: list[str]) -> Any:
         known = [flag.lstrip("-") for action in parser._actions for flag in action.option_strings]
         near = difflib.get_close_matches(".".join(flag or key for flag, key in words), known, n=1)
         hint = f" Did you mean --{near[0]}?" if near else " See --help for what can be given."
-        raise UserError(str(error).rstrip(".") + "." + hint) from error
+        raise UserError(essence(str(error)).rstrip(".") + "." + hint) from error

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -311,6 +312,44 @@ def test_a_stream_that_cannot_show_a_text_ends_no_command(workplace: Path, monke
         main()
     narrow.seek(0)
     assert "'?' 20" in narrow.read()
+
+
+@pytest.fixture(scope="module")
+def russian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a model of a Russian text has been trained, with samples printed to a narrow stream."""
+    folder = tmp_path_factory.mktemp("russian")
+    text = "".join(random.Random(0).choices("Привет, мир! Ещё раз\n", k=6000))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert narrow(folder, "fit --config tiny.yaml --sampler.prompt Привет").count("--- step") == 3
+    return folder
+
+
+def narrow(folder: Path, command: str) -> str:
+    """What a command prints to a stream that has no Cyrillic letters, of which each is replaced."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252"}
+    words = [sys.executable, "-m", "minigpt", *command.split()]
+    done = subprocess.run(words, input="Привет\n/quit\n".encode(), capture_output=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr.decode("cp1252")
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode("cp1252")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "command",
+    [
+        "corpus --data.corpus text.txt",
+        "plan --config tiny.yaml",
+        "runs",
+        *(f"{command} --ckpt_path best" for command in ("validate", "test", "chat", "generate --prompt Привет")),
+        "predict --ckpt_path best --data.predict_corpus text.txt",
+    ],
+)
+def test_a_russian_text_goes_through_a_stream_without_its_letters(russian: Path, command: str) -> None:
+    assert narrow(russian, command)
+    if command.startswith("predict"):
+        assert "П" in (russian / "text.nats.csv").read_text(encoding="utf-8")
 
 
 def test_json_keeps_what_its_stream_cannot_show() -> None:

@@ -203,6 +203,7 @@ def test_the_plain_loop_trains_and_writes(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plain, "STEPS", 100)
+    monkeypatch.setattr(plain, "WARMUP", 20)
     plain.main("text.txt")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 100: ")

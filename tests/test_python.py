@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -126,6 +126,10 @@ def test_callbacks_of_ones_own_live_beside_ours_also_on_resume(workplace: Path) 
     states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert len([key for key in states if "EarlyStopping" in key]) == 2
     assert (run / "model_checkpoint" / "last.ckpt").is_file()
+    alone = run_minigpt("fit", "--ckpt_path", "last", "--trainer.max_steps", 24)
+    assert alone.code == 0, alone.err
+    assert "Not restored" in alone.out
+    assert "--trainer.callbacks. Give it again" in alone.out
 
 
 @pytest.mark.parametrize("flags", ["--trainer.profiler simple", "--trainer.fast_dev_run true"])
@@ -150,6 +154,40 @@ def test_sampling_under_fsdp_is_refused_instead_of_hanging() -> None:
     trainer: Any = types.SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(UserError, match=r"sampler\.every_n_steps 0"):
         TextSampler().setup(trainer, None, "fit")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("WandbLogger", "WandbLogger can't be used: Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip"),
+        ("CSVLogger", "CSVLogger can't be used: the following arguments are required: save_dir."),
+        ("lightning.pytorch.loggers.NoLogger", "can't be used: module 'lightning.pytorch.loggers' has no attribute"),
+    ],
+)
+def test_a_logger_that_cannot_be_had_is_told_in_two_lines(workplace: Path, flags: str, words: str) -> None:
+    if flags == "WandbLogger" and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is there")
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--trainer.logger", flags)
+    assert_clear_error(result, words)
+    assert len(result.err[result.err.index("minigpt: ") :]) < 300
+    assert not list(Path("lightning_logs").rglob("version_*"))
+
+
+class StubLogger(CSVLogger):
+    """One that keeps to itself what it is told, as those do that send it away."""
+
+    told: ClassVar[list[dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.told.append(metrics)
+
+
+def test_a_logger_of_ones_own_is_told_all_curves(workplace: Path) -> None:
+    flags = ("--trainer.logger", "test_python.StubLogger", "--trainer.logger.save_dir", "away")
+    assert run_minigpt("fit", "--config", "tiny.yaml", *flags, "--trainer.max_steps", 8).code == 0
+    names = set().union(*StubLogger.told)
+    assert {"train/loss", "train/grad_norm_max", "val/loss", "val/bits_per_byte", "lr-AdamW/decay"} <= names
+    assert Path("lightning_logs/tiny/version_0/metrics.csv").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("psutil") is not None, reason="psutil is there")
