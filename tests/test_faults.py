@@ -428,6 +428,7 @@ def test_a_gradient_that_is_no_number_is_named_before_anything_comes_of_it(
     result = run_minigpt("fit", "--config", "tiny.yaml", "--config", "own.yaml", *flags)
     assert_clear_error(result, "gradient of step 10 is nan", "number 9, has 1 windows with a loss that is not finite")
     assert "--- step" not in result.out
+    assert all(step < 12 for step, _ in read_curves(RUN).get("train/loss", [])), "it went on for longer"
     kept = [torch.load(path, weights_only=True)["state_dict"] for path in RUN.path.rglob("*.ckpt")]
     assert len(kept) == (9 if own else 0)
     assert all(weight.isfinite().all() for weights in kept for weight in weights.values())
