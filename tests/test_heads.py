@@ -151,7 +151,7 @@ def test_a_random_model_gets_no_names(shape: tuple[int, int, int, int, Any], dev
         torch.manual_seed(seed)
         gpt = GPT(GPTConfig(len(CHARACTERS), T, n_layer, n_head, C, norm=norm)).eval()
         for parameter in gpt.parameters() if deviation else ():
-            torch.nn.init.normal_(parameter, std=deviation)
+            torch.nn.init.normal_(parameter, std=deviation or 0)
         found = head_scores(Model(gpt, TOKENIZER), make_prose(1000, seed), seed=seed)
         assert {row.name for row in found.rows} == {"none"}, str(found)
 
