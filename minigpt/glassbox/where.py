@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def strongest(
         for i in _apart(strength_BT[counted_BT], least):
             b, t = b_of[i], int(t_of[i])
             at = int(places_BT[b, t])
-            looks = {}
+            looks: dict[str, Any] = {}
             if head is not None:
                 weight, s = seen.values[f"blocks.{layer}.attention.softmax"][b, head, t].max(-1)
                 looks = {"source": tokenizer.label(int(ids_BT[b, s])), "distance": t - int(s), "weight": float(weight)}
