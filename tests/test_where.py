@@ -170,6 +170,10 @@ def test_the_losses_add_up_to_those_of_the_command_line(run: str) -> None:
     assert [p.place for p in easy] == [p.place for p in hard[:-6:-1]]
     assert np.diff(sorted(p.place for p in hard)).min() >= len(hard[0].ids)
     assert len(hard[0].ids) <= PASSAGE
+    strong = strongest(model, found.data, 1, head=0)
+    assert all(place.position in found.places for place in strong)
     if run == "char":
         for passage in hard:
             assert text[passage.place :].startswith(passage.text)
+        for place in strong:
+            assert text[place.position :].startswith(place.token + place.after)

@@ -79,7 +79,7 @@ def strongest(
         neuron: which channel inside its feed-forward.
         count: how many places are wanted.
         most: how many windows are read at most; of a longer text some all over it, the same every time. By default
-            as many as take about half a minute on two cores.
+            as many as take a minute or so on two cores.
 
     Raises:
         UserError: there is no such head or neuron, or there is nothing to read.
