@@ -27,23 +27,23 @@ from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
 from minigpt.glassbox.trace import Intervention, Trace, Traceable, observe
 from minigpt.glassbox.validation import (
-    CLASSES,
     MOST,
-    PASSAGE,
+    Passage,
     Validation,
-    class_of,
+    by_class,
+    by_position,
     mean_and_interval,
     open_corpus,
+    passages,
     score,
 )
+from minigpt.glassbox.where import BLANKS, NEWLINES, visible
 from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, read_checkpoint
 from minigpt.text.baselines import baselines
 from minigpt.text.tokenizer import ByteTokenizer
 
 MARK = b"<!-- minigpt report; SHA-256 of all before: "
-NEWLINES = ("\n", "\\x0a")  # as a tokenizer of characters and one of bytes show them
-BLANKS = {" ": "\u00b7", "\t": "\u2192", **dict.fromkeys(NEWLINES, "\u21b5")}
 # Characters that HTML may not hold, and what Unicode has to show them.
 CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 CONTROL |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -123,7 +123,7 @@ def make(
             "baselines": baselines(ids, characters_of),
         }
         good = standing(figures)
-        places = where(model, found, unit)
+        places = where(found, unit)
     history = None
     if found and folder and folder.frames():
         say("Watching the film")
@@ -290,11 +290,10 @@ def standing(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def where(model: Traceable, found: Validation, unit: str) -> dict[str, Any]:
+def where(found: Validation, unit: str) -> dict[str, Any]:
     """Where in a window and on which characters the model loses much or little, and the passages at both ends."""
-    bits, T = found.nats / math.log(2), found.nats.shape[1]
-    counts = np.isfinite(bits).sum(axis=0)
-    mean, error = np.nanmean(bits, axis=0), 1.96 * np.nanstd(bits, axis=0) / np.sqrt(counts)
+    nats, error, counts = by_position(found)
+    mean, error, T = nats / math.log(2), error / math.log(2), len(nats)
     # Of many positions, some that lie evenly on a logarithmic axis.
     shown = np.unique(np.geomspace(1, T, 48).round().astype(int)) - 1
     line = Line(
@@ -302,31 +301,13 @@ def where(model: Traceable, found: Validation, unit: str) -> dict[str, Any]:
         [(t + 1, float(mean[t])) for t in shown.tolist()],
         band=[(float(mean[t] - error[t]), float(mean[t] + error[t])) for t in shown.tolist()],
     )
-    places = np.minimum(found.starts[:, None] + np.arange(T), found.places.stop - 1)
-    targets = found.corpus.ids()[places]
-    # A byte beyond ASCII is a part of some character.
-    known = ["others" if unit == "byte" and not c.isascii() else class_of(c) for c in model.tokenizer.vocabulary]
-    kinds = np.array([CLASSES.index(kind) for kind in known])[targets]
-    rows = []
-    for i, kind in enumerate(CLASSES):
-        chosen = bits[(kinds == i) & np.isfinite(bits)]
-        if len(chosen):
-            rows.append((float(chosen.mean()), kind, len(chosen) / counts.sum()))
-    bars = [Bar(kind, value, f"{value:.2f}", own=True) for value, kind, _ in sorted(rows, reverse=True)]
-    # Of each window the end, whose context is long; of it at most a passage.
-    end = slice(max(T // 4, T - PASSAGE), T)
-    means = np.where(np.isfinite(bits).all(axis=1), bits[:, end].mean(axis=1), np.nan)
-    order = np.argsort(means)[: int(np.isfinite(means).sum())].tolist()
+    kinds = by_class(found)
+    rows = sorted(((loss.nats / math.log(2), kind) for kind, loss in kinds.items()), reverse=True)
 
-    def passage(window: int) -> dict[str, Any]:
-        tokens = [model.tokenizer.label(int(i)) for i in targets[window, end]]
-        costs = bits[window, end].tolist()
+    def shown_passage(passage: Passage) -> dict[str, Any]:
+        tokens, costs = [found.tokenizer.label(int(i)) for i in passage.ids], passage.costs.tolist()
         titles = [f"{visible(token)}: {cost:.1f} bits" for token, cost in zip(tokens, costs, strict=True)]
-        return {
-            "text": coloured(tokens, costs, titles),
-            "bits": float(means[window]),
-            "place": int(places[window, end][0]),
-        }
+        return {"text": coloured(tokens, costs, titles), "bits": passage.bits, "place": passage.place}
 
     last = slice(T - max(1, T // 8), T)
     return {
@@ -340,10 +321,14 @@ def where(model: Traceable, found: Validation, unit: str) -> dict[str, Any]:
         ),
         "first": float(mean[0]),
         "last": float(np.average(mean[last], weights=counts[last])),
-        "kinds": bar_chart(f"Loss by kind of {unit}", bars, f"bits for a {unit} of this kind"),
-        "shares": {kind: share for _, kind, share in sorted(rows, key=lambda row: -row[2])},
-        "hardest": [passage(window) for window in order[::-1][:PASSAGES]],
-        "easiest": [passage(window) for window in order[:PASSAGES]],
+        "kinds": bar_chart(
+            f"Loss by kind of {unit}",
+            [Bar(kind, bits, f"{bits:.2f}", own=True) for bits, kind in rows],
+            f"bits for a {unit} of this kind",
+        ),
+        "shares": {kind: loss.share for kind, loss in sorted(kinds.items(), key=lambda item: -item[1].share)},
+        "hardest": [shown_passage(passage) for passage in passages(found, PASSAGES)],
+        "easiest": [shown_passage(passage) for passage in passages(found, PASSAGES, easiest=True)],
     }
 
 
@@ -431,8 +416,7 @@ def switched_off(model: Traceable, found: Validation) -> list[list[float]]:
     config, (rows, T) = model.gpt.config, found.nats.shape
     costs = (config.n_layer * config.n_head + 1) * T * flops_per_token(config) / 3  # of a window
     chosen = np.linspace(0, rows - 1, int(np.clip(MOST / 2 / costs, 1, min(rows, 24)))).astype(int)
-    places = np.minimum(found.starts[chosen, None] + np.arange(T), found.places.stop - 1)
-    ids_BT = torch.from_numpy(found.corpus.ids()[places].astype("int64"))
+    ids_BT = torch.from_numpy(found.targets[chosen].astype("int64"))
 
     def bits(*interventions: Intervention) -> float:
         return float(observe(model.gpt, ids_BT, interventions).bits[:, 1:].mean())
@@ -490,8 +474,3 @@ def coloured(tokens: Sequence[str], bits: Sequence[float], titles: Sequence[str]
         }
         for token, cost, title in zip(tokens, bits, titles, strict=True)
     ]
-
-
-def visible(token: str) -> str:
-    """A token in which white space can be seen."""
-    return BLANKS.get(token, token)
