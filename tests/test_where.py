@@ -1,5 +1,6 @@
 """Where in a text a part of a model is strongest, and where the model loses much or little."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ import minigpt
 from conftest import make_text, run_minigpt
 from minigpt.errors import UserError
 from minigpt.glassbox.trace import observe
-from minigpt.glassbox.validation import CLASSES, PASSAGE, by_class, by_position, losses, passages
+from minigpt.glassbox.validation import CLASSES, PASSAGE, Split, by_class, by_position, losses, passages
 from minigpt.glassbox.where import NEAR, Place, strongest
 from minigpt.model import GPT, GPTConfig
 from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
@@ -61,11 +62,11 @@ def test_a_planted_neuron_is_found_at_all_its_places_and_nowhere_else() -> None:
     found = strongest(model, model.tokenizer.encode(read), layer=1, neuron=5)
     assert sorted(place.position for place in found[:-1]) == planted
     assert found[-1].position == 700
-    for place in found[:-1]:
-        at = place.position
-        assert (place.token, place.source) == ("z", None)
-        assert place.before == read[max(0, at - 40) : at]
-        assert place.after == read[at + 1 : at + 21]
+    for hit in found[:-1]:
+        at = hit.position
+        assert (hit.token, hit.source) == ("z", None)
+        assert hit.before == read[max(0, at - 40) : at]
+        assert hit.after == read[at + 1 : at + 21]
     assert strongest(model, model.tokenizer.encode(read), 1, neuron=5, count=3) == found[:3]
     assert strongest(model, model.tokenizer.encode(read), 1, neuron=4) == []
     # The same passage again and again is one place.
@@ -125,7 +126,7 @@ def test_a_place_is_a_line_in_which_white_space_is_seen() -> None:
     assert "lord\u00b7and\u00b7master![\u21b5]And\u00b7you" in str(place)
     wide = Place(10**7, 1234.5, "\t" * 40, "\\xff", "\n" * 20)
     assert "\u2192[\\xff]\u21b5" in str(wide)
-    assert max(map(len, (str(wide), str(Place(*list(vars(wide).values())[:5], "\\x0a", 511, 1.0))))) <= 80
+    assert max(map(len, (str(wide), str(dataclasses.replace(wide, source="\\x0a", distance=511, weight=1.0))))) <= 80
 
 
 @pytest.fixture(params=["char", "byte"])
@@ -139,7 +140,8 @@ def run(request: pytest.FixtureRequest, workplace: Path) -> str:
 
 def test_the_losses_add_up_to_those_of_the_command_line(run: str) -> None:
     model = minigpt.load("last")
-    for split, command in (("val", "validate"), ("test", "test")):
+    splits: list[tuple[Split, str]] = [("val", "validate"), ("test", "test")]
+    for split, command in splits:
         found = losses("last", split)
         assert found.complete
         total, read = np.nansum(found.nats), np.isfinite(found.nats).sum()

@@ -1,6 +1,5 @@
 """What a run learned when, from its film."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,14 +14,14 @@ from minigpt.errors import UserError
 from minigpt.fast import apply
 from minigpt.glassbox.film import film, run_folder
 from minigpt.glassbox.ngrams import ngram_bits
+from minigpt.glassbox.validation import CLASSES, classes, open_corpus, open_split
 from minigpt.model import GPT
 from minigpt.run import RunFolder, read_checkpoint
-from minigpt.text.corpus import DataSettings, Ids
-from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
+from minigpt.text.corpus import Ids
+from minigpt.text.tokenizer import CharTokenizer
 from minigpt.text.windows import window_starts
 
 ORDERS = 5  # of the longest n-gram baseline
-CLASSES = ("letters", "capitals", "spaces", "line ends", "digits", "punctuation and others")
 BATCH = 1 << 13  # tokens that are read together
 
 
@@ -142,31 +140,13 @@ def token_bits(gpt: GPT, ids_WT: Tensor) -> NDArray[np.float64]:
     return torch.cat(found).double().numpy() / math.log(2)
 
 
-def classes(tokenizer: CharTokenizer) -> NDArray[np.intp]:
-    """The place in :data:`CLASSES` of each id's character, (V,); a byte beyond ASCII counts among the others."""
-    numbers = []
-    for i, c in enumerate(tokenizer.vocabulary):
-        is_one = [c.isalpha() and not c.isupper(), c.isupper(), c == " ", c == "\n", c.isdigit(), True]
-        beyond = isinstance(tokenizer, ByteTokenizer) and i >= 128
-        numbers.append(len(CLASSES) - 1 if beyond else is_one.index(True))
-    return np.array(numbers)
-
-
 def run_texts(folder: RunFolder, tokenizer: CharTokenizer) -> tuple[Ids, Ids]:
     """The training and the validation split of a run, as the ids of its tokenizer.
 
     Raises:
         UserError: the text can't be read, or its content is not what the run was trained on.
     """
-    kept = read_checkpoint(folder.last)["CharDataModule"]
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["data"]
-    names = {field.name for field in dataclasses.fields(DataSettings)} - {"vocabulary"}
-    data = DataSettings(**{name: value for name, value in config.items() if name in names})
-    texts = data.open_splits()
-    if " ".join(text.sha256 for text in texts.values()) != kept["sha256"]:
-        raise UserError(f"The corpus {data.corpus} is not the text that {folder.path} was trained on: it differs.")
-    places = data.places(len(texts["train"]))
-    if data.val_corpus:
-        places["val"] = range(len(texts["val"]))
-    train, val = (texts[name].renumbered(tokenizer.vocabulary).ids(places[name]) for name in ("train", "val"))
-    return train, val
+    data = open_corpus(read_checkpoint(folder.last))
+    corpus, places = open_split(tokenizer, data)
+    training = data.open_splits()["train"].renumbered(tokenizer.vocabulary)
+    return training.ids(places["train"]), corpus.ids(places["val"])

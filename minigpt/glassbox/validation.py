@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from minigpt import load
 from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
-from minigpt.glassbox.trace import Traceable
-from minigpt.run import find_checkpoint, read_checkpoint
+from minigpt.fast import apply
+from minigpt.glassbox.trace import Model, Traceable
+from minigpt.run import find_checkpoint, load_gpt, read_checkpoint
 from minigpt.text.corpus import Corpus, DataSettings
-from minigpt.text.tokenizer import TOKENIZERS, CharTokenizer
+from minigpt.text.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer
 from minigpt.text.windows import ScoringBatches
 
 MOST = 1e12  # floating-point operations, half a minute on two cores; of a longer split windows all over it are read
@@ -103,7 +103,19 @@ def losses(ckpt_path: str | Path = "best", split: Split = "val", **moved: Any) -
         UserError: there is no such checkpoint, or its text isn't there.
     """
     path = find_checkpoint(str(ckpt_path))
-    return score(load(path), open_corpus(read_checkpoint(path), **moved), split)
+    gpt, tokenizer = load_gpt(path)
+    apply(gpt)
+    return score(Model(gpt, tokenizer), open_corpus(read_checkpoint(path), **moved), split)
+
+
+def validation_text(ckpt_path: str | Path = "best", **moved: Any) -> str:
+    """The validation split that a checkpoint was not trained on, as text; arguments and errors as of :func:`losses`."""
+    checkpoint = read_checkpoint(find_checkpoint(str(ckpt_path)))
+    data = open_corpus(checkpoint, **moved)
+    hyperparameters = checkpoint["hyper_parameters"]
+    tokenizer = TOKENIZERS[hyperparameters["tokenizer"]](hyperparameters["vocabulary"])
+    corpus, places = open_split(tokenizer, data)
+    return tokenizer.decode(corpus.ids(places["val"])[:])
 
 
 def open_split(tokenizer: CharTokenizer, data: DataSettings, split: Split = "val") -> tuple[Corpus, dict[str, range]]:
@@ -181,10 +193,7 @@ def by_position(found: Validation) -> ByPosition:
 
 def by_class(found: Validation) -> dict[str, OfClass]:
     """The loss by the class of the character that was to be predicted, of those that occur; see CLASSES."""
-    # A byte beyond ASCII is a part of some character.
-    byte = found.data.tokenizer == "byte"
-    known = ["others" if byte and not c.isascii() else class_of(c) for c in found.corpus.vocabulary]
-    kinds = np.array([CLASSES.index(kind) for kind in known])[found.targets]
+    kinds = classes(found.tokenizer)[found.targets]
     read, losses = np.isfinite(found.nats), {}
     for i, kind in enumerate(CLASSES):
         if len(nats := found.nats[read & (kinds == i)]):
@@ -212,6 +221,13 @@ def passages(found: Validation, count: int = 3, easiest: bool = False) -> list[P
         )
         for n in (order if easiest else order[::-1])[:count]
     ]
+
+
+def classes(tokenizer: CharTokenizer) -> NDArray[np.intp]:
+    """The place in CLASSES of each id's character, (V,). A byte beyond ASCII, a part of some character, is another."""
+    byte = isinstance(tokenizer, ByteTokenizer)
+    known = ["others" if byte and not c.isascii() else class_of(c) for c in tokenizer.vocabulary]
+    return np.array([CLASSES.index(kind) for kind in known])
 
 
 def class_of(character: str) -> str:
