@@ -74,6 +74,9 @@ def test_the_page_has_all_of_a_run_in_one_sound_file(in_trained: Path) -> None:
         assert f"{figures['baselines'][figure]:.3f}" in page.text
     assert np.shape(figures["heads_off"]) == (2, 2)
     assert np.isfinite(figures["heads_off"]).all()
+    assert len(figures["heads"]) == 4
+    for head in figures["heads"]:
+        assert f"{head['text']['bits']:+.3f} ± {head['text']['error']:.3f}" in page.text
     for part in ("24 steps", "validation split", "n_embd: 16", "learning_rate: 0.003"):
         assert part in page.text
 

@@ -3,6 +3,7 @@
 ``report.html`` has the words and the style; here is what they are about. Jinja escapes all that is not markup of ours.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import itertools
@@ -22,6 +23,7 @@ from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.generation import Sample
 from minigpt.glassbox.copying import SIZES, Shared, copying
+from minigpt.glassbox.heads import HeadScore, head_scores
 from minigpt.glassbox.learning import Learned, learned
 from minigpt.glassbox.lens import lens
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
@@ -85,7 +87,8 @@ def make(
     unit = "byte" if isinstance(tokenizer, ByteTokenizer) else "character"
     rows = read_rows(folder.path / METRICS) if folder else []
     settings = read_settings(folder, checkpoint)
-    figures: dict[str, Any] = {"checkpoint": str(path), "heads_off": None, **facts_of(checkpoint, model, rows)}
+    figures: dict[str, Any] = {"checkpoint": str(path), "heads_off": None, "heads": []}
+    figures |= facts_of(checkpoint, model, rows)
     say("Reading the curves")
     curves = learning(rows, checkpoint["global_step"], unit)
     if not curves:
@@ -140,6 +143,7 @@ def make(
     if found:
         figures["heads_off"] = worth = switched_off(model, found)
         names = [[f"{i}.{h}  {round(bits, 2) + 0.0:+.2f}" for h, bits in enumerate(row)] for i, row in enumerate(worth)]
+        figures["heads"] = [dataclasses.asdict(row) for row in scored_heads(model, found)]
         middle = (found.places.start + found.places.stop) // 2
         ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
     else:
@@ -423,6 +427,16 @@ def switched_off(model: Traceable, found: Validation) -> list[list[float]]:
 
     whole, heads = bits(), range(config.n_head)
     return [[bits(Intervention("head", i, h)) - whole for h in heads] for i in range(config.n_layer)]
+
+
+def scored_heads(model: Traceable, found: Validation) -> list[HeadScore]:
+    """What each head looks at, on some windows all over the split; nothing of a split of less than two windows."""
+    config, T = model.gpt.config, model.gpt.config.block_size
+    costs = 2 * (config.n_layer * config.n_head + 1) * T * flops_per_token(config) / 3  # of a window and its repeats
+    ids = found.corpus.ids(found.places)[:]
+    if len(ids) < 2 * T:
+        return []
+    return head_scores(model, ids, int(np.clip(MOST / 2 / costs, 2, 16))).rows
 
 
 def inside(model: Traceable, ids: NDArray[np.integer], names: Sequence[Sequence[str]]) -> dict[str, Any]:
