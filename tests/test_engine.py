@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from conftest import ROOT
+from minigpt.generation import probabilities
 from minigpt.glassbox.lens import attribute, lens
 from minigpt.glassbox.trace import Intervention, Trace, trace
 from minigpt.model import GPT, GPTConfig
+from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import CharTokenizer
 
 ENGINE = ROOT / "minigpt" / "glassbox" / "page" / "engine.js"
@@ -24,7 +26,7 @@ LETTERS = "abcdefghijklmnopqrst"
 TEXT, OTHER = "abacadabraqrst", "bcdefghijklmno"
 # Reads its weights and what to do from a JSON file, and writes what the engine computes.
 DRIVER = """
-const { GPT, Activations } = require(process.argv[1]);
+const { GPT, Activations, probabilities, surprisal } = require(process.argv[1]);
 const job = JSON.parse(require("fs").readFileSync(process.argv[2]));
 const weights = Object.fromEntries(Object.entries(job.weights).map(([name, x]) => [name, Float32Array.from(x)]));
 const gpt = new GPT(job.config, weights);
@@ -39,13 +41,25 @@ gpt.forward(job.ids, pieces, { start: job.ids.length >> 1, interventions });
 const plain = (values) => Object.fromEntries(Object.entries(values).map(([name, x]) => [name, Array.from(x)]));
 console.log(JSON.stringify({ whole: plain(whole.values), pieces: plain(pieces.values),
   lens: gpt.lens(whole, 0, job.ids.length).map((x) => Array.from(x)),
-  attribution: gpt.attribute(job.ids, whole, job.ids.length - 1, 2, 5) }));
+  attribution: gpt.attribute(job.ids, whole, job.ids.length - 1, 2, 5),
+  nats: job.ids.slice(1).map((id, t) => surprisal(whole.values.logits, t, job.config.vocab_size, id)),
+  drawn: job.samplings.map((it) => Array.from(probabilities(whole.values.logits.slice(0, job.config.vocab_size), it))),
+}));
 """
 SHAPES = [
     (norm, positions, n_head, block_size)
     for (norm, positions), (n_head, block_size) in zip(
         itertools.product(("post", "pre"), ("learned", "sinusoidal")), ((1, 14), (2, 16), (4, 14), (2, 23)), strict=True
     )
+]
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0),
+    Sampling(temperature=0.7, top_k=5),
+    Sampling(top_p=0.6),
+    Sampling(min_p=0.5),
+    Sampling(temperature=1.5, top_k=12, top_p=0.9, min_p=0.1),
 ]
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="the engine is tried in Node.js, which isn't here")
@@ -58,6 +72,7 @@ def compute(model: Any, ids: list[int], interventions: list[dict[str, Any]], fol
         gpt.position_embedding(torch.arange(gpt.config.block_size)).flatten().tolist()
     )
     job = {"config": dataclasses.asdict(gpt.config), "weights": weights, "ids": ids, "interventions": interventions}
+    job["samplings"] = [dataclasses.asdict(sampling) for sampling in SAMPLINGS]
     (folder / "job.json").write_text(json.dumps(job))
     command = ["node", "-e", DRIVER, str(ENGINE), str(folder / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -117,6 +132,10 @@ def test_the_engine_computes_what_the_trace_holds(
         assert_equals_trace(found["whole"], wanted)
         assert_equals_trace(found["pieces"], wanted)
         logits = np.array(found["lens"]).reshape(5, -1, len(LETTERS))
+        assert_close(np.array(found["nats"]), wanted.nats[1:].numpy(), "nats")
+        for sampling, drawn in zip(SAMPLINGS, found["drawn"], strict=True):
+            expected = probabilities(wanted.logits[:1], wanted.ids_BT[None], sampling)[0]
+            np.testing.assert_allclose(drawn, expected, atol=1e-5, err_msg=str(sampling))
         assert_close(logits, lens(wanted).numpy(), "lens")
         if not interventions:
             part, by_hand = attribute(wanted, -1, LETTERS[2], LETTERS[5]), found["attribution"]

@@ -1,5 +1,6 @@
 """What Lightning's users write: a plain Trainer, callbacks and settings of their own."""
 
+import copy
 import csv
 import importlib.util
 import types
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from conftest import assert_clear_error, run_minigpt
 from minigpt import cost, model
 from minigpt.errors import UserError
+from minigpt.run import RunFolder, read_checkpoint
 from minigpt.training import module as module_file
 from minigpt.training.callbacks import TextSampler
 from minigpt.training.checkpoints import RunCheckpoint
@@ -194,3 +196,22 @@ def test_a_logger_of_ones_own_is_told_all_curves(workplace: Path) -> None:
 def test_a_package_that_a_callback_lacks_is_named(workplace: Path) -> None:
     monitor = f"--trainer.callbacks+={CALLBACKS}DeviceStatsMonitor"
     assert_clear_error(run_minigpt("fit", "--config", "tiny.yaml", monitor), "pip install -U 'psutil'")
+
+
+class KeepACopy(Callback):
+    """Keeps a copy of the module as it is after a step, as averages of weights are made."""
+
+    copies: ClassVar[list[GPTLightningModule]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, GPTLightningModule)
+        self.copies.append(copy.deepcopy(pl_module))
+
+
+def test_a_module_in_training_can_be_copied(workplace: Path) -> None:
+    result = run_minigpt("fit", "--config", "tiny.yaml", "--trainer.callbacks", "test_python.KeepACopy")
+    assert result.code == 0, result.err
+    assert len(KeepACopy.copies) == 24
+    trained = read_checkpoint(RunFolder.first("tiny").last)["state_dict"]
+    for name, weight in KeepACopy.copies[-1].state_dict().items():
+        assert torch.equal(weight, trained[name]), name

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -187,10 +187,6 @@ class FiniteCheck(Callback):
         # Of each step not looked at: its number, that of its batch, the gradient's norm and the batch's nats.
         self.unseen: list[tuple[int, int, Tensor, Tensor]] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, GPTLightningModule)
-        pl_module.before_saving = partial(self.look, trainer)  # a callback is not asked before bare weights are saved
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, GPTLightningModule)
         # In 16-mixed steps with such a gradient are skipped by themselves.
@@ -210,6 +206,7 @@ class FiniteCheck(Callback):
                 raise self.checkpoint.diverged(self._what(trainer, step, batch, norm, nats_BT), step)
         self.unseen.clear()
 
+    before_saving = look
     on_validation_start = on_train_end = look  # type: ignore[assignment]
 
     def _what(self, trainer: Trainer, step: int, batch: int, norm: float, nats_BT: Tensor) -> str:

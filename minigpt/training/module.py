@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -141,7 +141,6 @@ class GPTLightningModule(LightningModule):
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
         self.has_curves = False  # whether a callback logs train_nats and empties it; else this module logs the loss
-        self.before_saving: Callable[[], None] = lambda: None  # raises where the weights are not worth saving
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -251,7 +250,11 @@ class GPTLightningModule(LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.before_saving()
+        # Lightning asks no callback before bare weights are saved. (A module that kept a callback itself could not be
+        # copied while it trains.)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "before_saving"):  # raises where the weights are not worth it
+                callback.before_saving(self.trainer)
         checkpoint["minigpt_format"] = FORMAT
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
         checkpoint["how"] = self.how(self.trainer)
