@@ -7,37 +7,29 @@ computed in float64 and stored as float32, so the values lie closer to the formu
 Activations keep a row for each position of the window. A position sees no later one, so rows stay right while the text
 before them stays the same: `forward` computes those from `start` on. That is the key-value cache, and all of it. */
 
-/** y_TN = x_TK weight_NK^T + bias_N, for the rows from `start` to `end`: sixteen sums at a time stay in registers. */
+/** y_TN = x_TK weight_NK^T + bias_N, for the rows from `start` to `end`: eight sums at a time stay in registers. */
 function linear(x_TK, weight_NK, bias_N, y_TN, start, end, K, N) {
+  const x_K4 = new Float64Array(4 * K); // four rows side by side
   let t = start;
   for (; t + 4 <= end; t += 4) {
-    const x0 = t * K, x1 = x0 + K, x2 = x1 + K, x3 = x2 + K;
+    for (let k = 0; k < K; k++)
+      for (let i = 0; i < 4; i++) x_K4[4 * k + i] = x_TK[(t + i) * K + k];
     let n = 0;
-    for (; n + 4 <= N; n += 4) {
-      const w0 = n * K, w1 = w0 + K, w2 = w1 + K, w3 = w2 + K;
-      let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-      let c0 = 0, c1 = 0, c2 = 0, c3 = 0, d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-      for (let k = 0; k < K; k++) {
-        const a = x_TK[x0 + k], b = x_TK[x1 + k], c = x_TK[x2 + k], d = x_TK[x3 + k];
-        const p = weight_NK[w0 + k], q = weight_NK[w1 + k], r = weight_NK[w2 + k], s = weight_NK[w3 + k];
-        a0 += a * p; a1 += a * q; a2 += a * r; a3 += a * s;
-        b0 += b * p; b1 += b * q; b2 += b * r; b3 += b * s;
-        c0 += c * p; c1 += c * q; c2 += c * r; c3 += c * s;
-        d0 += d * p; d1 += d * q; d2 += d * r; d3 += d * s;
+    for (; n + 2 <= N; n += 2) {
+      const w0 = n * K, w1 = w0 + K;
+      let a0 = 0, a1 = 0, b0 = 0, b1 = 0, c0 = 0, c1 = 0, d0 = 0, d1 = 0;
+      for (let k = 0, i = 0; k < K; k++, i += 4) {
+        const a = x_K4[i], b = x_K4[i + 1], c = x_K4[i + 2], d = x_K4[i + 3];
+        const p = weight_NK[w0 + k], q = weight_NK[w1 + k];
+        a0 += a * p; b0 += b * p; c0 += c * p; d0 += d * p;
+        a1 += a * q; b1 += b * q; c1 += c * q; d1 += d * q;
       }
-      const p = bias_N ? bias_N[n] : 0, q = bias_N ? bias_N[n + 1] : 0;
-      const r = bias_N ? bias_N[n + 2] : 0, s = bias_N ? bias_N[n + 3] : 0;
-      let y = t * N + n;
-      y_TN[y] = a0 + p; y_TN[y + 1] = a1 + q; y_TN[y + 2] = a2 + r; y_TN[y + 3] = a3 + s;
-      y += N;
-      y_TN[y] = b0 + p; y_TN[y + 1] = b1 + q; y_TN[y + 2] = b2 + r; y_TN[y + 3] = b3 + s;
-      y += N;
-      y_TN[y] = c0 + p; y_TN[y + 1] = c1 + q; y_TN[y + 2] = c2 + r; y_TN[y + 3] = c3 + s;
-      y += N;
-      y_TN[y] = d0 + p; y_TN[y + 1] = d1 + q; y_TN[y + 2] = d2 + r; y_TN[y + 3] = d3 + s;
+      const p = bias_N ? bias_N[n] : 0, q = bias_N ? bias_N[n + 1] : 0, y = t * N + n;
+      y_TN[y] = a0 + p; y_TN[y + N] = b0 + p; y_TN[y + 2 * N] = c0 + p; y_TN[y + 3 * N] = d0 + p;
+      y_TN[y + 1] = a1 + q; y_TN[y + N + 1] = b1 + q; y_TN[y + 2 * N + 1] = c1 + q; y_TN[y + 3 * N + 1] = d1 + q;
     }
-    for (; n < N; n++)
-      for (let i = t; i < t + 4; i++) y_TN[i * N + n] = dot(x_TK, i * K, weight_NK, n * K, K) + (bias_N ? bias_N[n] : 0);
+    for (let i = t; n < N && i < t + 4; i++)
+      y_TN[i * N + n] = dot(x_TK, i * K, weight_NK, n * K, K) + (bias_N ? bias_N[n] : 0);
   }
   for (; t < end; t++)
     for (let n = 0; n < N; n++) y_TN[t * N + n] = dot(x_TK, t * K, weight_NK, n * K, K) + (bias_N ? bias_N[n] : 0);
@@ -72,7 +64,7 @@ function layerNorm(x_TC, norm, y_TC, start, end, C) {
 
 /** Gaussian error linear unit in the tanh form. */
 function gelu(x) {
-  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
 }
 
 /** exp(x) / sum(exp(x)) over `length` numbers from `from` on, in place. */
@@ -95,7 +87,7 @@ function surprisal(logits_TV, t, V, id) {
 class Activations {
   constructor(config) {
     const { block_size: T, n_layer, n_head: H, n_embd: C, vocab_size: V } = config;
-    const rows = { embedding_dropout: C, logits: V };
+    const rows = { embedding_dropout: C }; // in the order of computation
     for (let i = 0; i < n_layer; i++) {
       for (const [name, width] of [
         ["attention.qkv", 3 * C], ["attention.scores", H * T], ["attention.softmax", H * T], ["attention.heads", C],
@@ -103,6 +95,7 @@ class Activations {
       ]) rows[`blocks.${i}.${name}`] = width;
       rows[`blocks.${i}`] = C;
     }
+    rows.logits = V;
     this.values = {};
     for (const name in rows) this.values[name] = new Float32Array(T * rows[name]);
   }
@@ -222,11 +215,15 @@ class GPT {
     linear(this.final_norm ? this.scratch : x_TC, this.token_embedding.weight, null, logits_TV, start, end, C, V);
   }
 
+  /** The names of the residual stream at the bottom and after each half block, 2L + 1. */
+  stages() {
+    return ["embedding_dropout", ...this.blocks.flatMap((_, i) => [`blocks.${i}.residual_middle`, `blocks.${i}`])];
+  }
+
   /** The logit lens: what the stream would give at each half block, 2L + 1 arrays of logits_TV. */
   lens(activations, start, end) {
-    const { n_layer, vocab_size: V } = this.config, stages = ["embedding_dropout"];
-    for (let i = 0; i < n_layer; i++) stages.push(`blocks.${i}.residual_middle`, `blocks.${i}`);
-    return stages.map((name) => {
+    const V = this.config.vocab_size;
+    return this.stages().map((name) => {
       const logits_TV = new Float32Array(end * V);
       this.decode(activations.values[name], logits_TV, start, end);
       return logits_TV;
@@ -235,50 +232,79 @@ class GPT {
 
   /** Which parts the logit of `chosen` after position t comes from, or its distance from that of `against`. */
   attribute(ids, activations, t, chosen, against = null) {
-    const { n_layer, n_head: H, n_embd: C, vocab_size: V, block_size: S, norm, positions } = this.config;
-    const { values } = activations, D = C / H, decoder = this.token_embedding.weight, row = t * C;
-    const reads = (c) => decoder[chosen * C + c] - (against === null ? 0 : decoder[against * C + c]);
-    let to_C = Float64Array.from({ length: C }, (_, c) => reads(c));
-    const parts = { heads: [], sources: [], feed_forwards: [], biases: new Array(n_layer).fill(0), final_bias: 0 };
-    // Through a norm whose statistics are frozen, downwards: `to_C` becomes the direction before it.
-    const before = (layer, x_TC) => {
-      const [inverse] = statistics(x_TC, t, C), bias = dot(layer.bias, 0, to_C, 0, C);
-      const scaled_C = to_C.map((value, c) => value * layer.weight[c]);
-      const mean = scaled_C.reduce((a, b) => a + b, 0) / C;
-      to_C = scaled_C.map((value) => (value - mean) * inverse);
-      return bias;
-    };
-    const sum = (x_TC, y_TC) => {
-      for (let c = 0; c < C; c++) this.scratch[row + c] = x_TC[row + c] + y_TC[row + c];
-      return this.scratch;
-    };
-    if (this.final_norm) parts.final_bias = before(this.final_norm, values[`blocks.${n_layer - 1}`]);
-    for (let i = n_layer - 1; i >= 0; i--) {
-      const name = `blocks.${i}`, block = this.blocks[i];
-      const x_TC = i ? values[`blocks.${i - 1}`] : values.embedding_dropout;
-      const attention_TC = values[`${name}.attention`], feed_TC = values[`${name}.feed_forward`];
-      if (norm === "post") parts.biases[i] += before(block.norm_2, sum(values[`${name}.residual_middle`], feed_TC));
-      parts.feed_forwards.unshift(dot(to_C, 0, feed_TC, row, C));
-      if (norm === "post") parts.biases[i] += before(block.norm_1, sum(x_TC, attention_TC));
-      parts.biases[i] += dot(to_C, 0, block.projection.bias, 0, C);
-      const pattern_THS = values[`${name}.attention.softmax`], qkv_T3C = values[`${name}.attention.qkv`];
-      const heads = [], sources = [];
-      for (let h = 0; h < H; h++) {
-        const to_D = new Float64Array(D); // through the projection, into what this head collects
-        for (let c = 0; c < C; c++)
-          for (let d = 0; d < D; d++) to_D[d] += to_C[c] * block.projection.weight[c * C + h * D + d];
-        heads.push(dot(to_D, 0, values[`${name}.attention.heads`], row + h * D, D));
-        sources.push(Array.from({ length: t + 1 }, (_, s) =>
-          pattern_THS[(t * H + h) * S + s] * dot(to_D, 0, qkv_T3C, s * 3 * C + 2 * C + h * D, D)));
+    const { n_layer, n_head: H, n_embd: C, vocab_size: V, block_size: S, norm, positions } = this.config, D = C / H;
+    const { values } = activations, decoder_VC = this.token_embedding.weight;
+    const row = (x_TC, i = t) => new Float64Array(x_TC.subarray(i * C, (i + 1) * C));
+    const minus = (x, i, size) => x[i + size * chosen] - (against === null ? 0 : x[i + size * against]);
+    const zeros = () => new Array(n_layer).fill(0);
+    const parts = { logit: minus(values.logits, t * V, 1), token: 0, place: 0, final_bias: 0, replaced: 0 };
+    Object.assign(parts, { heads: zeros().map(() => new Array(H).fill(0)), feed_forwards: zeros(), biases: zeros() });
+    parts.sources = parts.heads.map((heads) => heads.map(() => new Array(t + 1).fill(0)));
+    const stream = this.stages().map((name) => row(values[name]));
+    // From the output down, half block by half block: `to_C` is the direction in the stream that the logit reads.
+    let to_C = Float64Array.from({ length: C }, (_, c) => minus(decoder_VC, c, C)), half = 2 * n_layer;
+    [, to_C, parts.final_bias] = through(this.final_norm, stream[half], to_C);
+    for (; half > 0; half--) {
+      const i = (half - 1) >> 1, isAttention = half % 2 === 1, block = this.blocks[i];
+      const name = `blocks.${i}.${isAttention ? "attention" : "feed_forward"}`, written_C = row(values[name]);
+      const frozen = norm === "post" ? (isAttention ? block.norm_1 : block.norm_2) : null;
+      const sum_C = written_C.map((value, c) => stream[half - 1][c] + value);
+      const [after_C, beforeNorm_C, bias] = through(frozen, sum_C, to_C);
+      if (differ(stream[half], after_C)) break;
+      to_C = beforeNorm_C;
+      parts.biases[i] += bias;
+      if (!isAttention) {
+        parts.feed_forwards[i] = product(to_C, written_C);
+        continue;
       }
-      parts.heads.unshift(heads);
-      parts.sources.unshift(sources);
+      const { weight: weight_CC, bias: bias_C } = block.projection, heads_C = row(values[`${name}.heads`]);
+      const projected_C = written_C.map((_, c) => product(heads_C, row(weight_CC, c)) + bias_C[c]);
+      if (differ(written_C, projected_C)) {
+        parts.replaced += product(to_C, written_C);
+        continue;
+      }
+      parts.biases[i] += product(to_C, bias_C);
+      for (let h = 0; h < H; h++) {
+        const to_D = new Float64Array(D), taken_D = new Float64Array(D), head_D = heads_C.subarray(h * D, (h + 1) * D);
+        for (let c = 0; c < C; c++) // through the projection, into what this head collects
+          for (let d = 0; d < D; d++) to_D[d] += to_C[c] * weight_CC[c * C + h * D + d];
+        parts.heads[i][h] = product(to_D, head_D);
+        const sources = parts.sources[i][h].map((_, s) => {
+          const weight = values[`${name}.softmax`][(t * H + h) * S + s], value = s * 3 * C + 2 * C + h * D;
+          const weighted_D = new Float64Array(values[`${name}.qkv`].subarray(value, value + D)).map((x) => weight * x);
+          for (let d = 0; d < D; d++) taken_D[d] += weighted_D[d];
+          return product(to_D, weighted_D);
+        });
+        if (!differ(head_D, taken_D)) parts.sources[i][h] = sources;
+      }
     }
-    parts.place = dot(to_C, 0, this.position_embedding.weight, row, C);
-    parts.token = dot(to_C, 0, values.embedding_dropout, row, C) - parts.place;
-    parts.logit = values.logits[t * V + chosen] - (against === null ? 0 : values.logits[t * V + against]);
+    const scale = positions === "sinusoidal" ? Math.sqrt(C) : 1, place_C = row(this.position_embedding.weight);
+    const token_C = row(decoder_VC, ids[t]).map((value) => value * scale);
+    if (half > 0 || differ(stream[0], token_C.map((value, c) => value + place_C[c])))
+      parts.replaced += product(to_C, stream[half]);
+    else [parts.token, parts.place] = [product(to_C, token_C), product(to_C, place_C)];
     return parts;
   }
+}
+
+/** What a norm makes of x_C, the direction that leads through it, frozen, to `to_C`, and its bias's part. */
+function through(norm, x_C, to_C) {
+  if (!norm) return [x_C, to_C, 0];
+  const C = x_C.length, [inverse, mean] = statistics(x_C, 0, C);
+  const y_C = x_C.map((value, c) => (value - mean) * inverse * norm.weight[c] + norm.bias[c]);
+  const scaled_C = to_C.map((value, c) => value * norm.weight[c]), middle = scaled_C.reduce((a, b) => a + b) / C;
+  return [y_C, scaled_C.map((value) => (value - middle) * inverse), product(to_C, norm.bias)];
+}
+
+/** Whether two vectors differ by more than float32's rounding explains. */
+function differ(x, y) {
+  const size = (vector) => Math.sqrt(product(vector, vector));
+  return size(x.map((value, c) => value - y[c])) > 1e-4 * (size(x) + size(y));
+}
+
+/** The dot product of two whole vectors. (`dot`, which must be fast, stays with arrays of float32.) */
+function product(x, y) {
+  return x.reduce((sum, value, c) => sum + value * y[c], 0);
 }
 
 /** The names of the values that an intervention changes. */
