@@ -49,7 +49,11 @@ from minigpt.text.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer
 Precision = Literal["float16", "float32"]
 
 KIND = "page"  # as its signature names it
-SCRIPTS = ("engine.js", "worker.js", "main.js")  # in this order they make one script
+# In this order they make one script.
+SCRIPTS = (
+    *("engine.js", "worker.js", "draw.js", "state.js", "backend.js", "text.js", "expects.js", "heads.js", "time.js"),
+    *("lens.js", "attribution.js", "patching.js", "occurrences.js", "guide.js", "main.js"),
+)
 # A window of 256 tokens takes the page's engine half a second in a model of this size, and with its film in float16
 # the file has 70 MB. Beyond, the page is no longer alive, and few will mail it.
 MOST_PARAMETERS = 3_000_000
