@@ -61,7 +61,7 @@ async function update() {
     time.draw();
     await painted();
     if (base !== view.base) return;
-    if (!shows("occurrences") && !shows("copied")) await heads.compute(base);
+    await heads.compute(base);
     if (shows("lens")) await lens.compute(base);
     if (shows("attribution")) await attribution.compute(base);
     if (shows("patching")) patching.draw();
@@ -158,7 +158,8 @@ function build() {
     h("section", { id: "middle", "aria-label": "A closer look" }, h("nav", { className: "tabs", "aria-label": "A closer look" }, [...tabs.values()]),
       guide.build(), heads.buildPanel(), lens.build(), attribution.build(), patching.build(), occurrences.build(), copied.build()),
     expects.build(), time.build(),
-    h("footer", {}, ...[contents.text_from, ...contents.embeds, ...contents.missing].map((it) => h("p", {}, it))),
+    h("footer", {}, h("details", {}, h("summary", {}, "What this page holds, and what is missing"),
+      h("ul", {}, [...contents.embeds, ...contents.missing].map((it) => h("li", {}, it)))), h("p", {}, `The first text: ${contents.text_from}`)),
     tip.build());
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") expects.stop(), tip.show(null);

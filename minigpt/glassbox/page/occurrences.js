@@ -44,7 +44,7 @@ const copied = {
   build() {
     this.says = h("p", { className: "says", role: "status" });
     this.list = h("div", { className: "samples" });
-    this.button = served && h("button", { id: "copied", onclick: () => this.look() }, "Look for the text above");
+    this.button = !served ? null : h("button", { id: "copied", onclick: () => this.look() }, "Look for the text above");
     return h("div", { id: "copied-panel" },
       h("div", { className: "bar" }, h("h3", {}, "Is it copying?"), exports("copied-panel", () => ({ samples: this.samples() }))),
       h("p", { className: "says" }, "Texts that this model wrote. Marked is what stands word for word in its training text, 20 characters or more. Text that nobody copied shares runs with it too: only what is much longer is copying."),
