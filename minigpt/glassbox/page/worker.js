@@ -4,8 +4,6 @@ A request is {id, method, ...}, its answer {id, result} or {id, error: a sentenc
 share the engine's names; in Node, where the tests run, they have to be fetched. */
 if (typeof module !== "undefined") Object.assign(globalThis, require("./engine.js"));
 
-const KEPT_BYTES = 2 ** 28; // of activations: the texts that were read longest ago are forgotten first
-
 /** What is wrong with a request, in a sentence. */
 class Refusal extends Error {}
 
@@ -18,7 +16,9 @@ const isIndex = (value, end) => Number.isInteger(value) && value >= 0 && value <
 class Answerer {
   static methods = ["load", "read", "maps", "pattern", "lens", "attribute", "write", "probe"];
 
-  constructor() {
+  /** @param room bytes of activations to keep; the texts that were read longest ago are forgotten first */
+  constructor(room = 2 ** 27) {
+    this.room = room;
     this.models = new Map(); // by their step
     this.kept = []; // what was read, the latest first: {gpt, ids, interventions, activations, bytes}
   }
@@ -182,7 +182,7 @@ class Answerer {
     }
     let bytes = 0;
     this.kept = [best, ...this.kept.filter((it) => it !== best)];
-    this.kept = this.kept.filter((it) => (bytes += it.bytes) <= KEPT_BYTES || it === best);
+    this.kept = this.kept.filter((it, i) => (bytes += it.bytes) <= this.room || i < 3);
     return best.activations;
   }
 }
@@ -290,8 +290,8 @@ function widen(bits) {
 }
 
 /** Answer the messages of a worker's scope; the arrays of an answer are handed over, not copied. */
-function serve(scope) {
-  const answerer = new Answerer();
+function serve(scope, room) {
+  const answerer = new Answerer(room);
   scope.onmessage = ({ data }) => {
     const answer = answerer.answer(data), arrays = Object.values(answer.result ?? {}).filter(ArrayBuffer.isView);
     scope.postMessage(answer, arrays.map((array) => array.buffer));
