@@ -13,6 +13,7 @@ import random
 import shutil
 import string
 import subprocess
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,15 @@ SAMPLINGS = [
 ]
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="the engine is tried in Node.js, which isn't here")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For models as small as these, two threads on a busy machine wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
