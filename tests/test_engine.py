@@ -343,16 +343,25 @@ def test_it_writes_what_generate_writes() -> None:
 
 
 def test_it_writes_with_parts_switched_off() -> None:
+    """A position counts within the window, from when it is there."""
     model = make_model()
-    ids, interventions = model.tokenizer.encode("abac").tolist(), [Intervention("head", 1, 1), Intervention("block", 0)]
-    request = {"id": 1, "method": "write", "step": 0, "ids": ids, "interventions": as_json(model, interventions)}
-    draws = [0.3, 0.9, 0.5, 0.05]
-    found = results([load(model), request | {"count": 4, "draws": draws, "temperature": 1}])[1]
+    window = model.tokenizer.encode(TEXT[:12]).tolist()
+    interventions = [Intervention("head", 1, 1), Intervention("attention", 0, positions=(0, 8), scale=3.0)]
+    request = {"id": 1, "method": "write", "step": 0, "ids": window, "interventions": as_json(model, interventions)}
+    draws = [0.3, 0.9, 0.5, 0.05, 0.7, 0.2]
+    found = results([load(model), request | {"count": 6, "draws": draws}])[1]
     for draw, id_ in zip(draws, found["ids"], strict=True):
-        read = trace(model, model.tokenizer.decode(ids), interventions)
+        window = window[7:] if len(window) > 14 else window
+        there = [
+            it
+            if it.positions is None
+            else dataclasses.replace(it, positions=[t for t in it.positions if t < len(window)])
+            for it in interventions
+        ]
+        read = trace(model, model.tokenizer.decode(window), there)
         probs = probabilities(read.logits[-1:], read.ids_BT[None], Sampling(temperature=1.0))[0]
         assert id_ == int(torch.searchsorted(probs.cumsum(0), draw, right=True))
-        ids.append(id_)
+        window.append(id_)
 
 
 def test_it_computes_no_more_than_it_must() -> None:
@@ -490,7 +499,7 @@ def test_wrong_requests_are_refused_with_a_sentence() -> None:
         ({"method": "attribute", "position": 0, "chosen": 0, "against": -1}, "no id -1"),
         (write | {"draws": []}, "a number from 0"),
         (write | {"draws": [1]}, "a number from 0"),
-        (write | {"count": -1}, "count is -1"),
+        (write | {"count": 0}, "count is 0"),
         (write | {"temperature": -1}, "temperature is -1"),
         (write | {"top_k": 0}, "top_k is 0"),
         (write | {"top_p": 0}, "top_p is 0"),

@@ -100,15 +100,18 @@ class Answerer {
 
   /** Write on as generation.py's `generate` does: a window that is full moves on by half. */
   write(request) {
-    const { step, interventions, count, draws, never = null } = request, sampling = checkSampling(request);
+    const { step, count, draws, never = null } = request, sampling = checkSampling(request);
     const { S, V } = this.look(request), written = { ids: [], surprisal: [] };
-    need(isIndex(count, Infinity), `count is ${count}; it must be a whole number.`);
+    need(isIndex(count, Infinity) && count > 0, `count is ${count}; it must be a whole number above 0.`);
     need(Array.isArray(draws) && draws.length === count && draws.every((it) => it >= 0 && it < 1),
       "To write, a number from 0 to less than 1 is needed for each token.");
     need(never === null || isIndex(never, V), `There is no id ${never}; there are ${V}.`);
     let window = Array.from(request.ids);
     for (const draw of draws) {
       if (window.length > S) window = window.slice(Math.max(1, S >> 1));
+      const isThere = (t) => t < window.length; // a position beyond the window's end is not there yet
+      const interventions = (request.interventions ?? []).map(
+        (it) => (it.positions ? { ...it, positions: it.positions.filter(isThere) } : it));
       const { n, values } = this.look({ step, ids: window, interventions });
       const logits_V = values.logits.slice((n - 1) * V, n * V);
       need(!logits_V.some(Number.isNaN), "The model's output is not a number: its training diverged.");
@@ -144,7 +147,8 @@ class Answerer {
   }
 
   /** What the model of a request computes for its ids, with its interventions. */
-  look({ step, ids, interventions = [] }) {
+  look({ step, ids, ...request }) {
+    const interventions = request.interventions ?? [];
     const gpt = this.models.get(step);
     need(gpt, `There is no model of step ${step}; load it first.`);
     const { n_layer: L, n_head: H, vocab_size: V, block_size: S } = gpt.config;
@@ -229,7 +233,7 @@ function checkIntervention(it, config, n) {
 }
 
 /** The settings of sampling.py in a request to write. */
-function checkSampling({ temperature, top_k = null, top_p = null, min_p = null }) {
+function checkSampling({ temperature = 1, top_k = null, top_p = null, min_p = null }) {
   need(Number.isFinite(temperature) && temperature >= 0, `temperature is ${temperature}; it must be at least 0.`);
   need(top_k === null || (isIndex(top_k, Infinity) && top_k > 0), `top_k is ${top_k}; it must be at least 1.`);
   for (const [name, value] of [["top_p", top_p], ["min_p", min_p]])
