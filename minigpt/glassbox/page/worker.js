@@ -186,7 +186,7 @@ class Answerer {
     }
     let bytes = 0;
     this.kept = [best, ...this.kept.filter((it) => it !== best)];
-    this.kept = this.kept.filter((it, i) => (bytes += it.bytes) <= this.room || i < 3);
+    this.kept = this.kept.filter((it, i) => (bytes += it.bytes) <= this.room || i < 4);
     return best.activations;
   }
 }
@@ -302,4 +302,4 @@ function serve(scope, room) {
   };
 }
 
-if (typeof module !== "undefined") module.exports = { Answerer, serve, widen };
+if (typeof module !== "undefined") module.exports = { Answerer, serve, sizes };
