@@ -37,8 +37,8 @@ function measure(config, rounds) {
     answerer.answer({ method: "read", step: 0, ids: short });
     for (let i = 0; i < 10; i++) ask("one more character typed", { method: "read", ids: (short.push(i), short) });
     for (let i = 0; i < 10; i++) {
-      const draws = [Math.random()], written = ask("one more written", { method: "write", ids: short, count: 1, draws });
-      short.push(...written.ids); // and the next request reads it
+      const draws = [Math.random()], next = { method: "write", ids: short, count: 1, draws };
+      short.push(...ask("one more written", next).ids); // and the next request reads it
     }
   }
   return times;
