@@ -348,7 +348,7 @@ def test_it_writes_with_parts_switched_off() -> None:
     window = model.tokenizer.encode(TEXT[:12]).tolist()
     interventions = [Intervention("head", 1, 1), Intervention("attention", 0, positions=(0, 8), scale=3.0)]
     request = {"id": 1, "method": "write", "step": 0, "ids": window, "interventions": as_json(model, interventions)}
-    draws = [0.3, 0.9, 0.5, 0.05, 0.7, 0.2]
+    draws = [0.3, 0.9, 0.0, 0.05, 0.7, 0.2]
     found = results([load(model), request | {"count": 6, "draws": draws}])[1]
     for draw, id_ in zip(draws, found["ids"], strict=True):
         window = window[7:] if len(window) > 14 else window

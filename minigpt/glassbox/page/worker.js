@@ -54,7 +54,7 @@ class Answerer {
     const { n, L, H, S, values } = this.look(request), { size } = request;
     need(isIndex(size, Infinity) && size > 0, `size is ${size}; it must be a whole number above 0.`);
     const m = Math.min(n, size), largest = new Float32Array(L * H * m * m), cell = new Int32Array(n);
-    for (let i = 0; i < m; i++) cell.fill(i, Math.floor((i * n) / m), Math.floor(((i + 1) * n) / m));
+    for (let i = 0; i < m; i++) cell.fill(i, Math.floor((i * n) / m));
     for (let i = 0; i < L; i++) {
       const pattern_THS = values[`blocks.${i}.attention.softmax`];
       for (let t = 0; t < n; t++)
