@@ -21,10 +21,12 @@ from torch import nn
 
 from conftest import assert_clear_error, make_text, run_minigpt
 from minigpt.glassbox import explain
+from minigpt.glassbox.copying import copying
 from minigpt.glassbox.film import film
 from minigpt.glassbox.trace import observe
 from minigpt.model import GPT, GPTConfig
 from minigpt.run import RunFolder, find_checkpoint, load_gpt, write_checkpoint
+from minigpt.text.corpus import DataSettings
 
 EXPLAIN = ("explain", "--ckpt_path")
 RUN = RunFolder.first("tiny")
@@ -299,6 +301,14 @@ def test_the_page_has_what_there_is_and_says_what_is_missing(in_trained: Path) -
     assert len(held["missing"]) == 1
     Path("other.txt").write_text(make_text(6000, seed=1))
     assert_clear_error(run_minigpt(*EXPLAIN, "model.ckpt", "--corpus", "other.txt"), "other.txt", "is not the text")
+
+
+def test_what_a_model_of_bytes_copied_is_told_in_characters(workplace: Path) -> None:
+    Path("text.txt").write_text("été\n" * 1000 + make_text(3000), encoding="utf-8", newline="")
+    data = DataSettings("text.txt", tokenizer="byte")
+    (copied,) = copying(["Ça! " + "été\n" * 9 + "€"], data)
+    found = explain.sharing(copied, data)
+    assert (found["passages"], found["longest"]) == ([[4, 40]], 36)
 
 
 def test_no_text_can_become_markup(workplace: Path) -> None:

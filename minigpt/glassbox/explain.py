@@ -126,7 +126,7 @@ def contents(
     say("Writing samples")  # first, for a model that has diverged ends here
     *_, written = model.write([""] * SAMPLES, max_new_tokens=WRITTEN, temperature=TEMPERATURE, seed=1)
     texts, tokenizer = [sample.text for sample in written], model.tokenizer
-    text = opening(tokenizer, tokenizer.encode(texts[0]), model.gpt.config.block_size)
+    text = opening(tokenizer, tokenizer.encode(texts[0].lstrip()), model.gpt.config.block_size)
     found |= {"text": text, "text_from": "Written by the model itself.", "scores": None, "fires": None, "samples": []}
     embeds: list[str] = []
     try:
