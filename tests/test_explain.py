@@ -196,7 +196,10 @@ def test_the_contents_are_the_run(page: Page, in_explained: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_the_page_has_the_weights_and_what_they_give(precision: str, in_explained: Path) -> None:
+def test_the_page_has_the_weights_and_what_they_give(
+    precision: str, in_explained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "PROBE", 11)  # less than a window, so that the places of a head's pattern show
     result = run_minigpt(*EXPLAIN, "last", "--precision", precision)
     assert result.code == 0, result.err
     page = Page(Path("page.html"))
