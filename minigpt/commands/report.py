@@ -1,11 +1,10 @@
 """``report``: a page on a finished run, to look at and to hand in."""
 
-import os
 import sys
 
 from minigpt import UserError, __version__, load
 from minigpt.commands import call, print_as_json
-from minigpt.files import user_path, written_whole
+from minigpt.files import user_path
 
 
 def report(
@@ -26,33 +25,21 @@ def report(
         temperature: that the samples are drawn with.
         json: print the figures of the page as JSON too.
     """
-    from minigpt.glassbox.report import make, was_written_here
+    from minigpt.glassbox.report import KIND, make
+    from minigpt.glassbox.signed import check_free, write
     from minigpt.run import find_checkpoint
 
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; a sample has at least 1 character.")
     path = user_path(output)
-
-    def check_free() -> None:
-        if os.path.lexists(path) and not was_written_here(path):
-            raise UserError(
-                f"{output} is there already, and is no report as this program wrote it. Move it away, or name "
-                "another file with --output."
-            )
-
-    check_free()
+    check_free(path, KIND)  # before a minute is spent
     checkpoint = find_checkpoint(ckpt_path)
 
     def say(stage: str) -> None:
         print(f"{stage} ...", file=sys.stderr)
 
     page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus, max_new_tokens, temperature)
-    check_free()  # once more, after a minute
-    try:
-        with written_whole(path) as file:
-            file.write(page)
-    except OSError as error:
-        raise UserError(f"--output {output} can't be written: {error.strerror or error}.") from error
+    write(page, path, KIND)
     if json:
         print_as_json(figures)
     else:

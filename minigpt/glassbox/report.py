@@ -5,7 +5,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -23,9 +22,10 @@ from minigpt.cost import flops_per_token
 from minigpt.errors import UserError
 from minigpt.generation import Sample
 from minigpt.glassbox.copying import SIZES, Shared, copying
-from minigpt.glassbox.heads import HeadScore, head_scores
+from minigpt.glassbox.heads import HeadScores, head_scores
 from minigpt.glassbox.learning import Learned, learned
 from minigpt.glassbox.lens import lens
+from minigpt.glassbox.signed import signed
 from minigpt.glassbox.svg import Bar, Line, attention_maps, bar_chart, glyph_table, line_chart
 from minigpt.glassbox.trace import Intervention, Trace, Traceable, observe
 from minigpt.glassbox.validation import (
@@ -35,6 +35,7 @@ from minigpt.glassbox.validation import (
     by_class,
     by_position,
     mean_and_interval,
+    nats_per_bit,
     open_corpus,
     passages,
     score,
@@ -43,9 +44,10 @@ from minigpt.glassbox.where import BLANKS, NEWLINES, visible
 from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, read_checkpoint
 from minigpt.text.baselines import baselines
+from minigpt.text.corpus import DataSettings
 from minigpt.text.tokenizer import ByteTokenizer
 
-MARK = b"<!-- minigpt report; SHA-256 of all before: "
+KIND = "report"  # as its signature names it
 # Characters that HTML may not hold, and what Unicode has to show them.
 CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 CONTROL |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -57,6 +59,7 @@ EXCERPT = 256  # characters whose surprisal is shown
 WINDOWS = 32  # that each frame of a film reads
 PASSAGES = 3  # hardest ones, and easiest ones
 SAMPLES = 3
+Point = tuple[float, float]  # of a curve: step and value
 
 
 def make(
@@ -99,10 +102,9 @@ def make(
         )
     say("Writing samples")  # first, for a model that has diverged ends here
     *_, samples = model.write([""] * SAMPLES, max_new_tokens=max_new_tokens, temperature=temperature, seed=1)
-    moved = {"corpus": corpus, "data_dir": settings.get("data", {}).get("data_dir")}
     found = good = places = None
     try:
-        data = open_corpus(checkpoint, **given(moved))
+        data = data_of(checkpoint, settings, corpus)
     except UserError as error:
         if corpus:
             raise
@@ -116,7 +118,7 @@ def make(
         loss, interval = mean_and_interval(found.nats)
         ids = found.corpus.ids(found.places)[:]
         characters_of = np.array(tokenizer.character_counts())
-        per_bit = math.log(2) * float(characters_of[ids].mean())  # nats per token to bits per character
+        per_bit = nats_per_bit(found)
         figures |= {
             "loss": loss,
             "loss_interval": interval,
@@ -143,7 +145,8 @@ def make(
     if found:
         figures["heads_off"] = worth = switched_off(model, found)
         names = [[f"{i}.{h}  {round(bits, 2) + 0.0:+.2f}" for h, bits in enumerate(row)] for i, row in enumerate(worth)]
-        figures["heads"] = [dataclasses.asdict(row) for row in scored_heads(model, found)]
+        scored = scored_heads(model, found)
+        figures["heads"] = [dataclasses.asdict(row) for row in scored.rows] if scored else []
         middle = (found.places.start + found.places.stop) // 2
         ids = found.corpus.ids(range(middle, found.places.stop))[: min(config.block_size, EXCERPT)]
     else:
@@ -168,8 +171,7 @@ def make(
         temperature=temperature,
         recipe=yaml.safe_dump(given(settings), sort_keys=False, allow_unicode=True),
     )
-    body = page.encode("utf-8", "replace") + MARK
-    return body + signature(body), figures
+    return signed(page.encode("utf-8", "replace"), KIND), figures
 
 
 def render(**parts: Any) -> str:
@@ -179,20 +181,6 @@ def render(**parts: Any) -> str:
     source = resources.files("minigpt.glassbox").joinpath("report.html").read_text(encoding="utf-8")
     page = environment.from_string(source).render(most_bits=MOST_BITS, **parts)
     return page.translate(CONTROL)
-
-
-def was_written_here(path: Path) -> bool:
-    """Whether a file is such a page, as it was written: whoever has changed it since has made it theirs."""
-    try:
-        body, mark, digest = path.read_bytes().rpartition(MARK) if path.is_file() else (b"", b"", b"")
-    except OSError:  # what can't be read can't be told to be ours
-        return False
-    return bool(mark) and digest == signature(body + mark)
-
-
-def signature(body: bytes) -> bytes:
-    """How a page of that body ends."""
-    return f"{hashlib.sha256(body).hexdigest()} -->\n".encode()
 
 
 def facts_of(checkpoint: dict[str, Any], model: Traceable, rows: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -227,6 +215,11 @@ def read_settings(folder: RunFolder | None, checkpoint: dict[str, Any]) -> dict[
     return {**checkpoint.get("settings", {}), "data": data, "model": model}
 
 
+def data_of(checkpoint: dict[str, Any], settings: dict[str, Any], corpus: str | None) -> DataSettings:
+    """The text of a run, where it lies now: see :func:`~minigpt.glassbox.validation.open_corpus`."""
+    return open_corpus(checkpoint, **given({"corpus": corpus, "data_dir": settings.get("data", {}).get("data_dir")}))
+
+
 def given(value: Any) -> Any:
     """Settings without those that are null."""
     return {k: given(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
@@ -252,9 +245,8 @@ def learning(rows: Sequence[dict[str, str]], step: int, unit: str) -> dict[str, 
     trained, validated = (points(rows, f"{split}/loss") for split in ("train", "val"))
     if not trained:
         return None
-    size = -(-len(trained) // BINS)  # logged steps that make one point of the curve
-    bins = [trained[i : i + size] for i in range(0, len(trained), size)]
-    means = [(float(np.mean([x for x, _ in part])), float(np.mean([y for _, y in part]))) for part in bins]
+    bins = binned(trained, BINS)
+    size, means = len(bins[0]), [mean_of(part) for part in bins]
     extremes = [(min(y for _, y in part), max(y for _, y in part)) for part in bins] if size > 1 else []
     lines = [Line("training", means, "quiet", extremes)]
     lines += [Line("validation", validated)] if validated else []
@@ -275,10 +267,20 @@ def learning(rows: Sequence[dict[str, str]], step: int, unit: str) -> dict[str, 
     }
 
 
-def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
+def points(rows: Sequence[dict[str, str]], name: str) -> list[Point]:
     """The steps at which a quantity was logged, each with its value."""
     found = ((int(row["step"]), float(row[name])) for row in rows if row.get(name))
     return [(x, y) for x, y in found if math.isfinite(y)]
+
+
+def binned(curve: Sequence[Point], most: int) -> list[Sequence[Point]]:
+    """A curve cut into at most so many parts of the same number of points, but for the last."""
+    size = -(-len(curve) // most)
+    return [curve[i : i + size] for i in range(0, len(curve), size)] if curve else []
+
+
+def mean_of(part: Sequence[Point]) -> Point:
+    return float(np.mean([x for x, _ in part])), float(np.mean([y for _, y in part]))
 
 
 def standing(figures: dict[str, Any]) -> dict[str, Any]:
@@ -429,14 +431,14 @@ def switched_off(model: Traceable, found: Validation) -> list[list[float]]:
     return [[bits(Intervention("head", i, h)) - whole for h in heads] for i in range(config.n_layer)]
 
 
-def scored_heads(model: Traceable, found: Validation) -> list[HeadScore]:
-    """What each head looks at, on some windows all over the split; nothing of a split of less than two windows."""
+def scored_heads(model: Traceable, found: Validation) -> HeadScores | None:
+    """What each head looks at, on some windows all over the split; None of a split of less than two windows."""
     config, T = model.gpt.config, model.gpt.config.block_size
     costs = 2 * (config.n_layer * config.n_head + 1) * T * flops_per_token(config) / 3  # of a window and its repeats
     ids = found.corpus.ids(found.places)[:]
     if len(ids) < 2 * T:
-        return []
-    return head_scores(model, ids, int(np.clip(MOST / 2 / costs, 2, 16))).rows
+        return None
+    return head_scores(model, ids, int(np.clip(MOST / 2 / costs, 2, 16)))
 
 
 def inside(model: Traceable, ids: NDArray[np.integer], names: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -183,6 +183,12 @@ def mean_and_interval(nats_NT: NDArray[np.float64]) -> tuple[float, list[float] 
     return float(mean), [float(mean - 1.96 * error), float(mean + 1.96 * error)]
 
 
+def nats_per_bit(found: Validation) -> float:
+    """A loss in nats per token, divided by this, is one in bits per character."""
+    counts = np.array(found.tokenizer.character_counts())
+    return math.log(2) * float(counts[found.corpus.ids(found.places)[:]].mean())
+
+
 def by_position(found: Validation) -> ByPosition:
     """The loss by the place in the window: what context buys."""
     counts = np.isfinite(found.nats).sum(axis=0)

@@ -1,5 +1,6 @@
 """Where in a text a head or a neuron is strongest."""
 
+import itertools
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,13 +85,34 @@ def strongest(
     Raises:
         UserError: there is no such head or neuron, or there is nothing to read.
     """
-    gpt, tokenizer, config = model.gpt, model.tokenizer, model.gpt.config
+    config = model.gpt.config
     if (head is None) == (neuron is None):
         raise UserError("The places of either a head or a neuron can be found: give one of the two.")
     name, index, size = ("neuron", neuron, 4 * config.n_embd) if head is None else ("head", head, config.n_head)
     for what, value, bound in (("layer", layer, config.n_layer), (name, index, size)):
         if not 0 <= operator.index(value) < bound:  # type: ignore[arg-type]
             raise UserError(f"{what} is {value}; of this model it must be from 0 to {bound - 1}.")
+    return _strongest(model, text, [(layer, head, neuron)], count, most)[0]
+
+
+def strongest_of_heads(
+    model: Traceable, text: DataSettings | NDArray[np.integer], count: int = 20, most: int | None = None
+) -> dict[tuple[int, int], list[Place]]:
+    """What :func:`strongest` finds for each head, by its block and number, while the text is read once."""
+    config = model.gpt.config
+    heads = list(itertools.product(range(config.n_layer), range(config.n_head)))
+    return dict(zip(heads, _strongest(model, text, [(*head, None) for head in heads], count, most), strict=True))
+
+
+def _strongest(
+    model: Traceable,
+    text: DataSettings | NDArray[np.integer],
+    parts: list[tuple[int, int | None, int | None]],
+    count: int,
+    most: int | None,
+) -> list[list[Place]]:
+    """The places of each part: a block, and a head or a neuron of it."""
+    gpt, tokenizer, config = model.gpt, model.tokenizer, model.gpt.config
     if count < 1 or (most is not None and most < 1):
         raise UserError(f"count is {count} and most is {most}; both must be at least 1.")
     ids: Ids | NDArray[np.integer]
@@ -111,7 +133,7 @@ def strongest(
         B = max(1, min(B, limit // 16))  # or a few batches would not be all over the text
     batches = -(-windows // B)
     chosen = np.linspace(0, batches - 1, batches if windows <= limit else limit // B).round().astype(int)
-    best: list[Place] = []
+    best: list[list[Place]] = [[] for _ in parts]
     for number in chosen.tolist():
         rows = np.arange(number * B, min(windows, (number + 1) * B))
         places_BT = places.start + rows[:, None] * step + np.arange(T)
@@ -119,28 +141,31 @@ def strongest(
         seen = observe(gpt, ids_BT)
         counted_BT = places_BT < places.stop
         counted_BT[rows > 0, : T - step] = False
-        strength_BT = strength(seen, layer, head, neuron).cpu().numpy()
         # The windows of a batch stand side by side: what counts of them is one stretch of text.
         b_of, t_of = counted_BT.nonzero()
-        least = best[-1].value if len(best) == count else 0.0
-        for i in _apart(strength_BT[counted_BT], least):
-            b, t = b_of[i], int(t_of[i])
-            at = int(places_BT[b, t])
-            looks: dict[str, Any] = {}
-            if head is not None:
-                weight, s = seen.values[f"blocks.{layer}.attention.softmax"][b, head, t].max(-1)
-                looks = {"source": tokenizer.label(int(ids_BT[b, s])), "distance": t - int(s), "weight": float(weight)}
-            best.append(
-                Place(
-                    at,
-                    float(strength_BT[b, t]),
-                    tokenizer.decode(ids[max(places.start, at - BEFORE) : at]),
-                    tokenizer.label(int(ids_BT[b, t])),
-                    tokenizer.decode(ids[at + 1 : min(places.stop, at + 1 + AFTER)]),
-                    **looks,
+        for part, (layer, head, neuron) in enumerate(parts):
+            strength_BT = strength(seen, layer, head, neuron).cpu().numpy()
+            found = best[part]
+            least = found[-1].value if len(found) == count else 0.0
+            for i in _apart(strength_BT[counted_BT], least):
+                b, t = b_of[i], int(t_of[i])
+                at = int(places_BT[b, t])
+                looks: dict[str, Any] = {}
+                if head is not None:
+                    weight, s = seen.values[f"blocks.{layer}.attention.softmax"][b, head, t].max(-1)
+                    source = tokenizer.label(int(ids_BT[b, s]))
+                    looks = {"source": source, "distance": t - int(s), "weight": float(weight)}
+                found.append(
+                    Place(
+                        at,
+                        float(strength_BT[b, t]),
+                        tokenizer.decode(ids[max(places.start, at - BEFORE) : at]),
+                        tokenizer.label(int(ids_BT[b, t])),
+                        tokenizer.decode(ids[at + 1 : min(places.stop, at + 1 + AFTER)]),
+                        **looks,
+                    )
                 )
-            )
-        best = _thinned(best)[:count]
+            best[part] = _thinned(found)[:count]
     return best
 
 
