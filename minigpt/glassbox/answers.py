@@ -180,10 +180,10 @@ def write(
         observe(gpt, torch.tensor([ids]), changes)
         gpt = cast(GPT, Changed(gpt, changes))
     numbers = (torch.tensor([[u]], dtype=torch.float64) for u in draws)
-    unknown = (
-        model.tokenizer.unknown if request.get("never") is None else whole(request, "never", 0, config.vocab_size - 1)
-    )
-    drawn = list(generate(gpt, [ids], sampling, [0], never=unknown, cached=cached, numbers=numbers))
+    never = model.tokenizer.unknown
+    if request.get("never") is not None:
+        never = whole(request, "never", 0, config.vocab_size - 1)
+    drawn = list(generate(gpt, [ids], sampling, [0], never=never, cached=cached, numbers=numbers))
     return {"ids": [i for (i,), _ in drawn], "surprisal": [-log_probability for _, (log_probability,) in drawn]}
 
 

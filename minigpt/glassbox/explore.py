@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import csv
 import dataclasses
-import functools
 import json
 import os
 import socket
@@ -350,7 +349,7 @@ def application(shown: Shown, host: str = "127.0.0.1") -> ASGIApp:
 
     async def weights(request: Request) -> Response:
         step = request.path_params["step"]
-        if shown.found["compute"] != "page" or not step.isdecimal() or len(step) > 12:
+        if shown.found["compute"] != "page" or step not in map(str, shown.paths()):
             raise HTTPException(404, "There are no such weights.")
         return Response(await desk.do(shown.weights, int(step)), media_type="application/octet-stream")
 
@@ -391,7 +390,7 @@ def application(shown: Shown, host: str = "127.0.0.1") -> ASGIApp:
         lifespan=watching,
         exception_handlers={
             UserError: lambda _, error: refusal(400, str(error)),
-            HTTPException: lambda _, error: refusal(error.status_code, error.detail),  # type: ignore[attr-defined]
+            HTTPException: lambda _, error: refusal(error.status_code, error.detail),
         },
     )
     app.router.redirect_slashes = False
@@ -410,9 +409,7 @@ def find_copied(shown: Shown, asked: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"text must be a text of 1 to {COPIED:,} characters.")
     data = at_hand(shown)
     if (length := len(data.open_splits()["train"])) > TRAINING:
-        raise HTTPException(
-            409, f"The training text has {length:,} characters; to look through it takes too long here."
-        )
+        raise HTTPException(409, f"The training text has {length:,} characters: to look through it takes too long.")
     (found,) = copying(text, data)
     return explain.sharing(found, data)
 
