@@ -80,6 +80,10 @@ class Answers:
         """The model of that step."""
         return self._loaded(*self.key(step))
 
+    def load(self, path: Path) -> Model:
+        """The model of a checkpoint, kept as those are that are asked for."""
+        return self._loaded(path, written_at(path))
+
     def _trace(self, key: tuple[Path, int], ids: tuple[int, ...], changes: tuple[Intervention, ...]) -> Trace:
         found = trace(self._loaded(*key), ids, changes)
         if not found.logits.isfinite().all():

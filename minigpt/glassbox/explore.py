@@ -78,9 +78,10 @@ class Shown:
         self._ended = 0  # when the run was last written to, if it was found to have ended then
         self._known: dict[tuple[Path, int], tuple[Any, Any]] = {}  # a file and its time: its probe, and its history
         self._curves: tuple[int, dict[str, Any]] = (-1, {"train": [], "val": []})
-        self.complete = False  # all that is there was looked at
+        self.complete = False  # the run has ended, and all that is there was looked at
         self.answers = Answers(self.paths)
-        self.main = self._main()
+        self.live = self.trains()
+        self.main = self._main(self.live)
         self.checkpoint = read_checkpoint(self.main[1])
         model = self.answers.model(self.main[0])
         self.found = explain.described(model, self.checkpoint, self.main[1], version)
@@ -98,14 +99,14 @@ class Shown:
         self._ids = model.tokenizer.encode(self.found["text"])[: explain.PROBE]
         self.look(*self.main)
 
-    def _main(self) -> tuple[int, Path]:
+    def _main(self, live: bool) -> tuple[int, Path]:
         """The step and the file of the main model."""
         if self._checkpoint:
             return read_checkpoint(self._checkpoint)["global_step"], self._checkpoint
         assert self.folder
         frames = self.folder.frames()
         best = self.folder.best()
-        if best and not (frames and self.live) and (name := SCORED.fullmatch(best.name)):
+        if best and not (frames and live) and (name := SCORED.fullmatch(best.name)):
             return int(name[1]), best
         if frames:
             return max(frames.items())
@@ -140,8 +141,7 @@ class Shown:
         """The models that there are now, by their steps."""
         return {**(self.folder.frames() if self.folder else {}), **dict([self.main])}
 
-    @property
-    def live(self) -> bool:
+    def trains(self) -> bool:
         """Whether the run still trains: then it holds a lock, see ``run.sole_owner``.
 
         To try a lock is to hold it for a moment, in which no run could begin. So it is tried once after each change.
@@ -172,7 +172,7 @@ class Shown:
                 frame = read_frame(step, path)
                 gpt, history = frame.gpt, explain.plain(explain.seen_at(frame))
             else:
-                gpt = self.answers.model(step).gpt
+                gpt = self.answers.load(path).gpt
             if self.found["compute"] == "page":
                 probe = explain.plain(explain.probe(explain.rounded(gpt, "float32"), self._ids))
             found = {"step": step, "probe": probe}, history
@@ -191,7 +191,8 @@ class Shown:
             stop.wait(PAUSE)
 
     def refresh(self, stop: threading.Event) -> None:
-        main = self._main()
+        live = self.trains()
+        main = self._main(live)
         self.look(*main)
         if self._known.get((main[1], written_at(main[1])), (None, None))[0]:
             self.main = main
@@ -199,10 +200,11 @@ class Shown:
             if stop.is_set():
                 return
             self.look(step, path)
-        if not self.complete and not self.live:
-            with contextlib.suppress(UserError):
+        self.live = live
+        if not live and not self.complete:
+            with contextlib.suppress(UserError):  # the text isn't at hand
                 self.measure()
-            self.complete = True
+        self.complete = not live
 
     def measure(self) -> None:
         """What takes long: the loss on the validation split, and what the heads do there."""
@@ -292,12 +294,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
 
         async def guarded(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("content-security-policy", PLAIN)
                 headers["x-content-type-options"] = "nosniff"
@@ -312,10 +311,8 @@ class Guard:
             await answer(scope, receive, guarded)
         except ClientDisconnect:
             pass
-        except Exception:
+        except Exception:  # a fault of ours; it was answered
             traceback.print_exc()
-            if not begun:
-                await refusal(500, "The program failed; its terminal shows how.")(scope, receive, guarded)
 
     def refused(self, scope: Scope) -> Response | None:
         headers, server = Headers(scope=scope), scope.get("server") or ("",)
@@ -390,6 +387,7 @@ def application(shown: Shown, host: str = "127.0.0.1") -> ASGIApp:
         lifespan=watching,
         exception_handlers={
             UserError: lambda _, error: refusal(400, str(error)),
+            Exception: lambda *_: refusal(500, "The program failed; its terminal shows how."),
             HTTPException: lambda _, error: refusal(error.status_code, error.detail),
         },
     )
