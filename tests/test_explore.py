@@ -266,7 +266,7 @@ def test_a_wrong_request_is_told_why(ask: Ask, request_: dict[str, Any]) -> None
         ("/compute", b"\xff\xfe", {}, 400),
         ("/compute", b"[]", {}, 400),
         ("/compute", b"[" * 100_000, {}, 400),
-        ("/compute", b'{"step": NaN}', {}, 400),
+        ("/compute", b'{"method": "read", "step": 24, "ids": [1], "more": NaN}', {}, 400),
         ("/compute", b'{"step": ' + b"9" * 10_000 + b"}", {}, 400),
         ("/compute", None, {}, 405),
         ("/contents", {}, {}, 405),
