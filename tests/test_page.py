@@ -1,5 +1,6 @@
 """The live page in a real browser: whatever is done to it, its numbers are Python's, and everybody can use it."""
 
+import base64
 import contextlib
 import json
 import math
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 import minigpt
+import minigpt.glassbox.film
 from conftest import TINY, make_text, run_minigpt
 from minigpt.generation import probabilities
 from minigpt.glassbox import explain
@@ -225,3 +227,358 @@ def test_typing_shows_what_python_computes(open_page: Open, model: Any) -> None:
     settle(page)
     np.testing.assert_allclose(prices(page)[-len(text) + 1 :], trace(model, text).nats[1:].numpy(), atol=2e-5)
     assert_bars(page, expected_bars(trace(model, text), len(text) - 1 - 10))
+
+
+def test_unknown_characters_and_an_empty_text(open_page: Open, model: Any) -> None:
+    page = open_page(link={"text": "the cat"})
+    page.focus("#text")
+    page.keyboard.insert_text("Zé\U0001f600 sat")
+    settle(page)
+    assert "doesn't know Z é \U0001f600" in page.inner_text("#text-warns")
+    read = trace(model, "the cat sat")
+    found, wanted = prices(page), read.nats.numpy()
+    np.testing.assert_allclose(found[:7] + found[10:], wanted, atol=2e-5)
+    assert all(map(math.isnan, found[7:10]))
+    assert_bars(page, expected_bars(read))
+    hover(page, 8)
+    assert "doesn't know" in page.inner_text("#tip")
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
+    settle(page)
+    assert page.inner_text("#text-says") == "Type something."
+    assert_bars(page, expected_bars(trace(model, "\n")))  # what stands before every text
+    for panel in ("heads", "lens", "attribution", "patching"):
+        page.evaluate(f"go({{ depth: 'researcher', panel: '{panel}' }})")
+        settle(page)
+    assert page.locator("#links span").count() == 0
+    page.click("#step")
+    eventually(page, "state.text.length", 1)
+
+
+def hover(page: Any, i: int) -> None:
+    box = page.locator(f".mirror span[data-i='{i}']").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_a_long_text_slides_and_a_huge_one_is_cut(open_page: Open, model: Any) -> None:
+    text = make_text(100, seed=2)
+    page = open_page(link={"text": text})
+    start = math.ceil((len(text) - BLOCK) / (BLOCK // 2)) * (BLOCK // 2)
+    kinds = page.eval_on_selector_all(".mirror span[data-i]", "them => them.map((it) => it.dataset.kind)")
+    assert [kind.endswith("past") for kind in kinds] == [i < start for i in range(len(text))]
+    assert "what is grey lies before its window" in page.inner_text("#text-warns")
+    np.testing.assert_allclose(prices(page)[start + 1 :], trace(model, text[start:]).nats[1:].numpy(), atol=2e-5)
+    # In the grey there is nothing to show; the cursor may stand there, and write on from there.
+    page.evaluate("go({ at: 5 })")
+    settle(page)
+    assert "Nothing that the model sees" in page.inner_text("#expects-says")
+    page.click("#step")
+    eventually(page, "state.text.length", 101)
+    assert page.evaluate("state.text").startswith(text[:5])
+    page.focus("#text")
+    page.keyboard.press("Control+A")
+    started = time.monotonic()
+    page.keyboard.insert_text(make_text(100_000, seed=3))
+    settle(page)
+    page.keyboard.press("Control+End")
+    page.keyboard.press("Backspace")
+    settle(page)
+    assert time.monotonic() - started < 10
+    length = page.evaluate("state.text.length")
+    assert f"{length + 1:,} characters" in page.inner_text("#text-warns") or length < 20_000
+
+
+def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer()
+    small = pack(folder, tmp_path / "bytes.html", tokenizer, bytes=True, unit="byte", text="né\U0001f600!")
+    page = open_page(tmp_path / "bytes.html")
+    assert page.get_attribute("#badge", "class") == "good"
+    nats = trace(small, "né\U0001f600!").nats.numpy()
+    wanted = [math.nan, nats[1:3].sum(), nats[3:7].sum(), nats[7]]
+    np.testing.assert_allclose(prices(page), wanted, atol=5e-5)
+    page.focus("#text")
+    page.keyboard.insert_text("\U0001f469\u200d\U0001f680 \ud800")
+    settle(page)
+    assert page.evaluate("state.text") == "né\U0001f600!\U0001f469\u200d\U0001f680 \ufffd"
+    # Bytes are one by one drawn, each after those before it, until they are a character.
+    page.evaluate("Math.random = () => 0.999")
+    before = page.evaluate("state.text")
+    page.click("#step")
+    eventually(page, "expects.writing", None)
+    settle(page)
+    after = page.evaluate("state.text")
+    assert len(after) > len(before)
+    assert after.startswith(before)
+
+
+def test_hovering_shows_prices_and_sources(open_page: Open, model: Any) -> None:
+    page, read = open_page(link={"text": TEXT, "card": 3, "head": "1.0"}), trace(model, TEXT)
+    hover(page, 9)
+    settle(page)
+    tip = page.inner_text("#tip").replace("\n", "")
+    assert f"{shown(TEXT[9])} cost {read.bits[9]:.2f} bits. Expected:" in tip
+    for label, probability in read.expected(8):
+        percent = 100 * probability
+        assert f"{shown(label)} {percent:.0f} %" in tip or f"{shown(label)} {percent:.1f} %" in tip
+    assert "Head 0 of block 1" in page.inner_text("#heads-panel h3")
+
+    def assert_sources(layer: int, head: int, t: int) -> None:
+        # A colour is as strong as the root of the weight.
+        strengths = page.eval_on_selector_all(
+            "#links span", "them => them.map((it) => Number(/\\/ ([\\d.]+)\\)/.exec(it.style.backgroundColor)?.[1] ?? 0))"
+        )
+        row = read.pattern[layer, head, t].sqrt().numpy()
+        np.testing.assert_allclose(strengths, row, atol=2e-3)
+        assert page.eval_on_selector_all("#links span", "them => them.findIndex((it) => it.matches('.looking'))") == t
+
+    assert_sources(1, 0, 9)
+    page.mouse.move(5, 5)
+    eventually(page, "document.getElementById('tip').hidden", True)
+    assert_sources(1, 0, len(TEXT) - 1)
+    page.locator("#links span").nth(4).hover()
+    assert_sources(1, 0, 4)
+    page.focus("#links")
+    for key, t in (("Home", 0), ("ArrowRight", 1), ("End", len(TEXT) - 1), ("ArrowLeft", len(TEXT) - 2)):
+        page.keyboard.press(key)
+        assert_sources(1, 0, t)
+    # On the map as well.
+    box = page.locator("#map").bounding_box()
+    cell = box["width"] / len(TEXT)
+    page.mouse.move(box["x"] + 3.5 * cell, box["y"] + 12.5 * cell)
+    assert f"{100 * float(read.pattern[1, 0, 12, 3]):.1f}"[:2] in page.inner_text("#tip")
+    assert_sources(1, 0, 12)
+    # From head to head, by mouse and by arrow keys.
+    page.hover(".map:has-text('0.1')")
+    eventually(page, "heads.name.textContent", "Head 1 of block 0")
+    page.mouse.move(5, 5)
+    page.focus(".map:has-text('0.1')")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")  # there is none
+    eventually(page, "heads.name.textContent", "Head 0 of block 1")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    eventually(page, "state.head", "0.0")
+    settle(page)
+    assert_sources(0, 0, len(TEXT) - 1)
+
+
+def test_what_the_text_costs_without_a_head(open_page: Open, model: Any) -> None:
+    page = open_page(link={"text": TEXT, "panel": "heads", "off": "h1.1"})
+    eventually(page, "heads.worth.size", 3)
+    off = Intervention("head", 1, 1)
+    plain, whole = trace(model, TEXT), trace(model, TEXT, [off])
+    for name in ("0.0", "0.1", "1.0"):
+        layer, head = map(int, name.split("."))
+        without = trace(model, TEXT, [off, Intervention("head", layer, head)])
+        bits = (without.loss - whole.loss) / math.log(2)
+        assert page.evaluate(f"heads.worth.get('{name}')") == pytest.approx(without.loss - whole.loss, abs=1e-5)
+        said = page.inner_text(f".cell:has-text('{name}') .worth").replace("−", "-")
+        assert float(said) == pytest.approx(bits, abs=0.0051)
+    assert page.inner_text(".cell:has-text('1.1') .worth") == ""
+    changed = (whole.loss - plain.loss) / math.log(2)
+    assert f"{changed:+.2f} by your changes".replace("-", "−") in page.inner_text("#text-says")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.0}, {"temperature": 1.5, "top_k": 3}, {"top_p": 0.6}, {"min_p": 0.35, "temperature": 0.5}],
+    ids=str,
+)
+def test_sliders_and_steps(open_page: Open, model: Any, settings: dict[str, Any]) -> None:
+    page, text = open_page(link={"text": "the cat "}), "the cat "
+    page.click("text=Heads") if page.locator("text=Heads").count() else page.evaluate("go({ card: 3 })")
+    for name, value in settings.items():
+        page.fill(f"#slider-{name}", f"{value:g}")
+    sampling = Sampling(**{"temperature": 0.8} | settings)
+    assert_bars(page, expected_bars(trace(model, text), sampling=sampling))
+    for _ in range(4):
+        before = expected_bars(trace(model, text), sampling=sampling)
+        page.click("#step")
+        eventually(page, "state.text.length", len(text) + 1)
+        settle(page)
+        text = page.evaluate("state.text")
+        assert before[shown(text[-1])][1] > 0
+        assert page.evaluate("state.at") == len(text)
+    if not settings["temperature"] if "temperature" in settings else False:
+        assert text == "the cat " + greedy(model, "the cat ", 4)
+
+
+def greedy(model: Any, text: str, count: int) -> str:
+    for _ in range(count):
+        text += trace(model, text).expected(-1, 1)[0][0]
+    return text[-count:]
+
+
+def test_writing_goes_on_until_it_is_stopped(open_page: Open) -> None:
+    page = open_page(link={"text": "the cat", "at": 3})
+    for stop in ("click", "Escape"):
+        length = page.evaluate("state.text.length")
+        page.click("#write")
+        until = time.monotonic() + 5
+        while page.evaluate("state.text.length") < length + BLOCK and time.monotonic() < until:
+            page.wait_for_timeout(20)
+        assert page.inner_text("#write") == "Stop"
+        page.keyboard.press("Escape") if stop == "Escape" else page.click("#write")
+        settle(page)
+        written = page.evaluate("state.text")
+        assert len(written) >= length + BLOCK
+        page.wait_for_timeout(100)
+        assert page.evaluate("state.text") == written
+        assert page.inner_text("#write") == "Write"
+    assert written.startswith("the")
+    assert written.endswith(" cat")  # it wrote where the cursor was
+
+
+def test_switches(open_page: Open, model: Any) -> None:
+    page, off = open_page(link={"text": TEXT, "panel": "heads"}), []
+    parts = {
+        "h0.1": Intervention("head", 0, 1),
+        "f1": Intervention("feed_forward", 1),
+        "a0": Intervention("attention", 0),
+        "h1.0": Intervention("head", 1, 0),
+    }
+    for part, intervention in parts.items():
+        off.append(intervention)
+        page.click(f"[data-part='{part}']")
+        assert page.get_attribute(f"[data-part='{part}']", "aria-checked") == "false"
+        assert_prices(page, trace(model, TEXT, off))
+        assert_bars(page, expected_bars(trace(model, TEXT, off)))
+    page.click("[data-part='f1']")
+    off.remove(parts["f1"])
+    assert_prices(page, trace(model, TEXT, off))
+    page.click("#all-on")
+    assert_prices(page, trace(model, TEXT))
+    assert page.locator("[aria-checked=false]").count() == 0
+
+
+def test_lens_and_attribution(open_page: Open, model: Any) -> None:
+    off = [Intervention("head", 0, 1)]
+    page, read = open_page(link={"text": TEXT, "depth": "researcher", "panel": "lens", "off": "h0.1"}), None
+    read = trace(model, TEXT, off)
+    wanted = lens(read).softmax(-1)
+    best = [[shown(read.tokenizer.label(int(i))) for i in row] for row in wanted.argmax(-1)]
+    assert [row.split("\t")[1:] for row in texts(page, "#lens-panel tbody tr")] == best
+    stages = numbers(page, "lens-panel")["stages"]
+    np.testing.assert_allclose(
+        [[it["probability"] for it in stage["expected"]] for stage in stages], wanted.amax(-1).numpy(), atol=1e-5
+    )
+    page.click("[data-panel=attribution]")
+    settle(page)
+    for chosen, against in (("s", "t"), ("\n", "e")):
+        for name, label in (("chosen", chosen), ("against", against)):
+            page.select_option(f"#{name}", str(model.tokenizer.vocabulary.index(label)))
+        settle(page)
+        found, parts = numbers(page, "attribution-panel"), attribute(read, -1, chosen, against)
+        assert found["logit"] == pytest.approx(parts.logit, abs=1e-5)
+        np.testing.assert_allclose(found["heads"], parts.heads.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found["sources"], parts.sources.numpy(), atol=1e-5)
+        said = re.search(r"by (\S+):.* sum to (\S+)\.$", page.inner_text("#attribution-panel .says").replace("−", "-"))
+        assert said
+        assert float(said[1]) == float(said[2]) == pytest.approx(parts.logit, abs=1e-3)
+    page.click(".parts button:has-text('head 1.0')")
+    eventually(page, "[state.head, state.panel].join()", "1.0,heads")
+
+
+def test_patching(open_page: Open, model: Any) -> None:
+    other = TEXT.replace("cat", "rat")
+    page = open_page(link={"text": TEXT, "depth": "researcher", "panel": "patching"})
+    assert page.is_disabled("#grid")
+    page.fill("#other", other[:-1])
+    settle(page)
+    assert f"this one has {len(TEXT)} tokens, the other {len(TEXT) - 1}" in page.inner_text("#patching-panel")
+    page.fill("#other", other)
+    settle(page)
+    assert "They differ at 1 place." in page.inner_text("#patching-panel")
+    page.click("#grid")
+    eventually(page, "patching.found?.moved.flat().length", 3 * (len(TEXT) - 4))
+    found = numbers(page, "patching-panel")
+    a, b = (model.tokenizer.vocabulary.index(found[name]) for name in ("from", "to"))
+
+    def towards(read: Trace) -> float:
+        return float(read.logits[-1, b] - read.logits[-1, a])
+
+    def patched(layer: int, position: int) -> Trace:
+        return trace(model, TEXT, [Intervention("residual", layer, positions=(position,), patch_from=other)])
+
+    start, end = towards(trace(model, TEXT)), towards(trace(model, other))
+    for layer, position in ((1, 4), (2, len(TEXT) - 1), (0, 4), (1, 9)):
+        moved = (towards(patched(layer, position)) - start) / (end - start)
+        assert found["moved"][2 - layer][position - 4] == pytest.approx(moved, abs=2e-3)
+    page.click("[aria-label^='before block 1 at place 4:']")
+    assert_prices(page, patched(1, 4))
+    # Also where the cursor stands before the patch, and the text grows over the window, one can write.
+    page.evaluate("go({ at: 2 })")
+    page.click("#step")
+    eventually(page, "state.text.length", len(TEXT) + 1)
+    page.evaluate(f"go({{ text: {json.dumps(TEXT)}, at: {len(TEXT)}, patch: '1.27' }})")
+    page.click("#write")
+    page.wait_for_timeout(400)
+    page.click("#write")
+    page.click("text=Take the patch out")
+    page.evaluate(f"go({{ text: {json.dumps(TEXT)}, at: {len(TEXT)} }})")
+    assert_prices(page, trace(model, TEXT))
+
+
+def test_places_and_copied_passages(open_page: Open, folder: Path, tmp_path: Path) -> None:
+    page = open_page(link={"depth": "researcher", "panel": "occurrences", "head": "1.1"})
+    place = contents_of(folder / "page.html")["fires"]["1.1"][0]
+    assert page.locator(".occurrences li").count() == 6
+    page.focus(".occurrences button")
+    page.keyboard.press("Enter")
+    eventually(page, "state.text", place["before"] + place["token"] + place["after"])
+    assert page.evaluate("[state.at, state.head, state.panel].join()") == f"{len(place['before']) + 1},1.1,heads"
+    sample = {"text": "ab\U0001f600 the cat sat\non", "passages": [[2, 6], [5, 8], [9, 11]], "longest": 4, "held_out": [1, 3]}
+    pack(folder, tmp_path / "copied.html", CharTokenizer("\nabcdefghijklmnopqrstuvwxyz "), samples=[sample])
+    page = open_page(tmp_path / "copied.html", link={"depth": "researcher", "panel": "copied"})
+    assert page.locator("#copied-panel mark").all_text_contents() == ["\U0001f600 th", "e ", "at"]
+    assert page.text_content("#copied-panel blockquote") == sample["text"]
+    assert "has 4 characters. In held-out text of that length it is 1 to 3." in page.inner_text("#copied-panel")
+
+
+def test_the_film_and_its_badge(open_page: Open, folder: Path) -> None:
+    page, steps = open_page(link={"text": TEXT, "card": 5, "step": 0}), explain_steps(folder)
+    page.focus("#age")
+    page.keyboard.press("Home")
+    run = next((folder / "lightning_logs").glob("*/*"))
+    for i, step in enumerate(steps):
+        if i:
+            page.keyboard.press("ArrowRight")
+        eventually(page, "state.step", step)
+        eventually(page, f"document.getElementById('badge').className + prove.step", f"good{step}")
+        assert f"after {step} steps" in page.inner_text("#time-says")
+        assert page.get_attribute("#age", "aria-valuetext") == f"after {step} steps"
+        if step in (0, 8):
+            frame = next(it for it in minigpt.glassbox.film.film(run) if it.step == step)
+            small = SimpleNamespace(gpt=explain.rounded(frame.gpt, "float16"), tokenizer=frame.tokenizer)
+            assert_prices(page, trace(small, TEXT))
+
+
+def explain_steps(folder: Path) -> list[int]:
+    return [it["step"] for it in contents_of(folder / "page.html")["models"]]
+
+
+@pytest.mark.parametrize("step", [24, 8])
+def test_a_changed_weight_is_named(open_page: Open, folder: Path, tmp_path: Path, step: int) -> None:
+    found, at = contents_of(folder / "page.html"), 0
+    for name, shape in found["tensors"]:
+        if name == "blocks.1.attention.projection.weight":
+            break
+        at += math.prod(shape)
+
+    def corrupt(match: re.Match[str]) -> str:
+        weights = np.frombuffer(base64.b64decode(match[2]), "<f2").copy()
+        weights[at + 5] += 0.5
+        return match[1] + base64.b64encode(weights.tobytes()).decode()
+
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    text, count = re.subn(rf'(id="weights-{step}">)([^<]*)', corrupt, text)
+    assert count == 1
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    page = open_page(tmp_path / "page.html")
+    if step != found["main"]:
+        assert page.get_attribute("#badge", "class") == "good"
+        page.evaluate(f"go({{ step: {step} }})")
+        eventually(page, "document.getElementById('badge').className", "bad")
+    assert page.get_attribute("#badge", "class") == "bad"
+    assert "differs from PyTorch, first in blocks.1.attention: by " in page.inner_text("#badge")
