@@ -83,7 +83,7 @@ function asSVG(part) {
   drawing.append(s("rect", { ...rest, fill: getComputedStyle(document.body).backgroundColor }));
   const walk = (element) => {
     const style = getComputedStyle(element), box = element.getBoundingClientRect();
-    if (style.display === "none" || style.visibility === "hidden" || element.matches("button, input, .unseen")) return;
+    if (style.display === "none" || style.visibility === "hidden" || element.matches("button, input, select, textarea, .unseen")) return;
     if (element instanceof HTMLCanvasElement) {
       drawing.append(s("image", { ...at(box), href: element.toDataURL(), style: "image-rendering: pixelated" }));
       return;
@@ -103,14 +103,14 @@ function asSVG(part) {
     for (const child of element.childNodes) {
       if (child.nodeType === Node.ELEMENT_NODE) walk(child);
       if (child.nodeType !== Node.TEXT_NODE || !child.data.trim()) continue;
-      for (const match of child.data.matchAll(/\S+/g)) {
+      for (const match of child.data.matchAll(/\S+/g)) { // what XML can't hold is shown as it is elsewhere
         const range = document.createRange();
         range.setStart(child, match.index);
         range.setEnd(child, match.index + match[0].length);
         const word = at(range.getBoundingClientRect()), size = parseFloat(style.fontSize);
         const look = { fill: style.color, "font-size": size, "font-family": style.fontFamily, "font-weight": style.fontWeight };
         const y = word.y + word.height / 2 + 0.35 * size;
-        drawing.append(s("text", { x: word.x, y, textLength: word.width || 1, ...look }, match[0]));
+        drawing.append(s("text", { x: word.x, y, textLength: word.width || 1, ...look }, match[0].replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, visible)));
       }
     }
   };
