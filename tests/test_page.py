@@ -275,17 +275,34 @@ def test_a_long_text_slides_and_a_huge_one_is_cut(open_page: Open, model: Any) -
     page.click("#step")
     eventually(page, "state.text.length", 101)
     assert page.evaluate("state.text").startswith(text[:5])
+    huge = make_text(100_000, seed=3)
+    page.evaluate(COPY, huge)
     page.focus("#text")
     page.keyboard.press("Control+A")
-    started = time.monotonic()
-    page.keyboard.insert_text(make_text(100_000, seed=3))
+    page.keyboard.press("Control+V")
+    eventually(page, "state.text", huge[:5000])
     settle(page)
+    assert "The text is full: the page takes 5,000 characters." in page.inner_text("#text-warns")
+    page.click("#write")  # there is no room
+    eventually(page, "expects.writing", None)
+    page.focus("#text")
     page.keyboard.press("Control+End")
     page.keyboard.press("Backspace")
     settle(page)
-    assert time.monotonic() - started < 10
-    length = page.evaluate("state.text.length")
-    assert f"{length + 1:,} characters" in page.inner_text("#text-warns") or length < 20_000
+    start = math.ceil((4999 - BLOCK) / (BLOCK // 2)) * (BLOCK // 2)
+    np.testing.assert_allclose(prices(page)[start + 1 :], trace(model, huge[start:4999]).nats[1:].numpy(), atol=2e-5)
+    page = open_page(link={"text": huge[:6000]})
+    assert page.evaluate("state.text") == huge[:5000]
+
+
+# Puts a text on the clipboard as a user does.
+COPY = """(text) => {
+  const area = document.body.appendChild(document.createElement("textarea"));
+  area.value = text;
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}"""
 
 
 def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> None:
@@ -325,7 +342,8 @@ def test_hovering_shows_prices_and_sources(open_page: Open, model: Any) -> None:
     def assert_sources(layer: int, head: int, t: int) -> None:
         # A colour is as strong as the root of the weight.
         strengths = page.eval_on_selector_all(
-            "#links span", "them => them.map((it) => Number(/\\/ ([\\d.]+)\\)/.exec(it.style.backgroundColor)?.[1] ?? 0))"
+            "#links span",
+            "them => them.map((it) => Number(/\\/ ([\\d.]+)\\)/.exec(it.style.backgroundColor)?.[1] ?? 0))",
         )
         row = read.pattern[layer, head, t].sqrt().numpy()
         np.testing.assert_allclose(strengths, row, atol=2e-3)
@@ -386,8 +404,7 @@ def test_what_the_text_costs_without_a_head(open_page: Open, model: Any) -> None
     ids=str,
 )
 def test_sliders_and_steps(open_page: Open, model: Any, settings: dict[str, Any]) -> None:
-    page, text = open_page(link={"text": "the cat "}), "the cat "
-    page.click("text=Heads") if page.locator("text=Heads").count() else page.evaluate("go({ card: 3 })")
+    page, text = open_page(link={"text": "the cat ", "card": 3}), "the cat "
     for name, value in settings.items():
         page.fill(f"#slider-{name}", f"{value:g}")
     sampling = Sampling(**{"temperature": 0.8} | settings)
@@ -400,7 +417,7 @@ def test_sliders_and_steps(open_page: Open, model: Any, settings: dict[str, Any]
         text = page.evaluate("state.text")
         assert before[shown(text[-1])][1] > 0
         assert page.evaluate("state.at") == len(text)
-    if not settings["temperature"] if "temperature" in settings else False:
+    if sampling.temperature == 0:
         assert text == "the cat " + greedy(model, "the cat ", 4)
 
 
@@ -481,7 +498,7 @@ def test_lens_and_attribution(open_page: Open, model: Any) -> None:
 
 
 def test_patching(open_page: Open, model: Any) -> None:
-    other = TEXT.replace("cat", "rat")
+    other = TEXT[:-2] + "ow"
     page = open_page(link={"text": TEXT, "depth": "researcher", "panel": "patching"})
     assert page.is_disabled("#grid")
     page.fill("#other", other[:-1])
@@ -491,7 +508,7 @@ def test_patching(open_page: Open, model: Any) -> None:
     settle(page)
     assert "They differ at 1 place." in page.inner_text("#patching-panel")
     page.click("#grid")
-    eventually(page, "patching.found?.moved.flat().length", 3 * (len(TEXT) - 4))
+    eventually(page, "patching.found?.moved.flat().length", 3 * 2)
     found = numbers(page, "patching-panel")
     a, b = (model.tokenizer.vocabulary.index(found[name]) for name in ("from", "to"))
 
@@ -502,11 +519,11 @@ def test_patching(open_page: Open, model: Any) -> None:
         return trace(model, TEXT, [Intervention("residual", layer, positions=(position,), patch_from=other)])
 
     start, end = towards(trace(model, TEXT)), towards(trace(model, other))
-    for layer, position in ((1, 4), (2, len(TEXT) - 1), (0, 4), (1, 9)):
+    for layer, position in ((1, 26), (2, 27), (0, 26), (1, 27)):
         moved = (towards(patched(layer, position)) - start) / (end - start)
-        assert found["moved"][2 - layer][position - 4] == pytest.approx(moved, abs=2e-3)
-    page.click("[aria-label^='before block 1 at place 4:']")
-    assert_prices(page, patched(1, 4))
+        assert found["moved"][2 - layer][position - 26] == pytest.approx(moved, abs=2e-3)
+    page.click("[aria-label^='before block 1 at place 26:']")
+    assert_prices(page, patched(1, 26))
     # Also where the cursor stands before the patch, and the text grows over the window, one can write.
     page.evaluate("go({ at: 2 })")
     page.click("#step")
@@ -528,7 +545,12 @@ def test_places_and_copied_passages(open_page: Open, folder: Path, tmp_path: Pat
     page.keyboard.press("Enter")
     eventually(page, "state.text", place["before"] + place["token"] + place["after"])
     assert page.evaluate("[state.at, state.head, state.panel].join()") == f"{len(place['before']) + 1},1.1,heads"
-    sample = {"text": "ab\U0001f600 the cat sat\non", "passages": [[2, 6], [5, 8], [9, 11]], "longest": 4, "held_out": [1, 3]}
+    sample = {
+        "text": "ab\U0001f600 the cat sat\non",
+        "passages": [[2, 6], [5, 8], [9, 11]],
+        "longest": 4,
+        "held_out": [1, 3],
+    }
     pack(folder, tmp_path / "copied.html", CharTokenizer("\nabcdefghijklmnopqrstuvwxyz "), samples=[sample])
     page = open_page(tmp_path / "copied.html", link={"depth": "researcher", "panel": "copied"})
     assert page.locator("#copied-panel mark").all_text_contents() == ["\U0001f600 th", "e ", "at"]
@@ -582,3 +604,322 @@ def test_a_changed_weight_is_named(open_page: Open, folder: Path, tmp_path: Path
         eventually(page, "document.getElementById('badge').className", "bad")
     assert page.get_attribute("#badge", "class") == "bad"
     assert "differs from PyTorch, first in blocks.1.attention: by " in page.inner_text("#badge")
+
+
+STATES: list[dict[str, Any]] = [
+    {},
+    {
+        "text": "to a hat\n &#%+\u00e9\U0001f600<b>",
+        "at": 3,
+        "temperature": 0.35,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.05,
+    },
+    {"text": "", "card": 2},
+    {
+        "head": "1.1",
+        "off": "h0.1,f1,a0,b1",
+        "step": 8,
+        "depth": "researcher",
+        "panel": "attribution",
+        "chosen": 3,
+        "against": 5,
+    },
+    {"text": TEXT, "other": TEXT[:-2] + "ow", "patch": "1.26", "depth": "researcher", "panel": "patching"},
+    {"depth": "projector", "panel": "time", "step": 0, "temperature": 0},
+]
+
+
+@pytest.mark.parametrize("wanted", STATES, ids=lambda it: ",".join(it) or "first")
+def test_a_link_opened_anew_shows_the_same(open_page: Open, wanted: dict[str, Any]) -> None:
+    page = open_page(link=wanted)
+    state = page.evaluate("state")
+    for name, value in wanted.items():
+        assert state[name] == (
+            value.split(",") if name == "off" else str(value) if name in ("chosen", "against") else value
+        )
+    page.evaluate("go({})")
+    page.wait_for_timeout(350)
+    _, _, link = page.url.partition("#")
+    assert {name for name in parse_qs(link, keep_blank_values=True)} >= set(wanted) - {"at"}
+    again = open_page(link=link)
+    assert again.evaluate("state") == state
+    np.testing.assert_array_equal(prices(again), prices(page))
+    assert bars(again) == bars(page)
+    until = time.monotonic() + 5
+    while texts(again, "main") != texts(page, "main"):  # what the text costs without each head comes later
+        assert time.monotonic() < until, (texts(again, "main"), texts(page, "main"))
+        page.wait_for_timeout(50)
+
+
+def test_nonsense_in_a_link_is_ignored(open_page: Open) -> None:
+    first = open_page().evaluate("state")
+    nonsense = (
+        "at=2.5&head=9.9&off=h9.9,x,,b7,h0&temperature=NaN&top_k=x&top_p=&min_p=-1&step=12345&depth=x&panel=__proto__"
+    )
+    nonsense += "&card=77&patch=9.1&constructor=1&__proto__=2&toString=3&%E0%A4%A=&=&chosen=999&against=<b>"
+    page = open_page(link=nonsense)
+    assert page.evaluate("state") == first | {"chosen": "999", "against": "<b>"}
+    page.evaluate("go({ depth: 'researcher', panel: 'attribution' })")
+    settle(page)
+    assert page.evaluate("[attribution.chosen.value, attribution.against.value].join()") == ","
+    page = open_page(link="at=-3&temperature=99&top_k=1e9&top_p=-1&min_p=2&text=a%0D%0Ab%0Dc")
+    found = page.evaluate("state")
+    assert (found["text"], found["at"]) == ("a\nb\nc", 5)
+    assert [found[name] for name in ("temperature", "top_k", "top_p", "min_p")] == [2, 17, 0.01, 0.99]
+
+
+def test_the_guide_by_keyboard(open_page: Open, folder: Path) -> None:
+    page, steps = open_page(link={"text": TEXT}), explain_steps(folder)
+    first = page.evaluate("state")
+    seen = []
+    page.focus("#guide-panel .button:visible")
+    for card in range(1, 6):
+        settle(page)
+        state = page.evaluate("state")
+        assert state["card"] == card
+        assert state["text"] == TEXT
+        assert page.inner_text("#guide-panel h3").startswith(f"{card}. ")
+        assert page.locator(".dots [aria-current=step]").get_attribute("aria-label").startswith(f"{card}: ")
+        assert page.evaluate("document.activeElement.closest('.foot') !== null")  # the place is kept
+        assert page.is_visible("#stack-panel") == (card > 2)
+        assert page.is_visible("#time-panel") == (card == 5)
+        seen.append(state)
+        if card < 5:
+            page.keyboard.press("Enter")
+            eventually(page, "state.card", card + 1)
+    assert seen[2]["head"]
+    (off,) = seen[3]["off"]
+    assert page.get_attribute(f"[data-part='{off}']", "aria-checked") == "true"  # card 5 switched it on again
+    assert seen[4]["step"] == steps[len(steps) // 2]
+    page.go_back()
+    eventually(page, "state.card", 4)
+    settle(page)
+    assert page.get_attribute(f"[data-part='{off}']", "aria-checked") == "false"
+    for _ in range(3):
+        page.go_back()
+    eventually(page, "state.card", 1)
+    assert page.evaluate("state") == first
+    page.click(".dots a >> nth=4")
+    eventually(page, "state.card", 5)
+
+
+# Tells an element from all others.
+NAME_OF = """globalThis.nameOf = (it) => [it.tagName, it.id, it.getAttribute("aria-label") ?? it.title,
+  it.parentNode.closest("[id]")?.id, it.matches("textarea, select") ? "" : it.textContent.slice(0, 40), it.dataset.i ?? ""].join(" ")"""
+# What can have the focus and is seen.
+FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, textarea, input, select, summary, [tabindex]")]
+  .filter((it) => !it.disabled && it.checkVisibility()).map(nameOf)"""
+# What has the focus, and whether its outline, or for the text that around it, is seen and stands in the window.
+FOCUSED = """() => {
+  const it = document.activeElement;
+  if (it === document.body) return null;
+  const { outlineStyle, outlineWidth } = getComputedStyle(it.matches("textarea") ? it.closest(".editor") : it);
+  const { top, left, right, bottom } = it.getBoundingClientRect();
+  const inside = bottom > 0 && top < innerHeight && right > 0 && left < innerWidth;
+  return [nameOf(it), inside && outlineStyle !== "none" && parseFloat(outlineWidth) >= 1];
+}"""
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"card": 5},
+        {"panel": "heads"},
+        *(
+            {"depth": "researcher", "panel": panel, "text": TEXT, "other": TEXT[:-1] + "r"}
+            for panel in ("attribution", "patching", "occurrences")
+        ),
+        {"depth": "projector", "panel": "expects"},
+    ],
+    ids=lambda it: it.get("panel", "guide"),
+)
+def test_the_tab_key_reaches_everything(open_page: Open, link: dict[str, Any]) -> None:
+    page = open_page(link=link)
+    page.evaluate(NAME_OF)
+    wanted, reached = page.evaluate(FOCUSABLE), list[str]()
+    assert len(set(wanted)) == len(wanted)
+    for _ in range(len(wanted) + 2):
+        page.keyboard.press("Tab")
+        found = page.evaluate(FOCUSED)
+        if found is None:
+            break
+        name, seen = found
+        assert seen, f"{name} does not show that it has the focus"
+        reached.append(name)
+    assert reached == wanted  # in the order of reading, and out again
+
+
+def test_a_projector(open_page: Open) -> None:
+    page = open_page(link={"depth": "projector", "panel": "expects", "text": TEXT}, viewport={"width": 1280, "height": 720})
+    panels = page.evaluate("OF_DEPTH.projector")
+    for panel in [*panels[1:], panels[0]]:
+        page.keyboard.press("ArrowRight")
+        eventually(page, "current()", panel)
+        settle(page)
+        small = page.evaluate(
+            """() => [...document.querySelectorAll("#middle *, #expects-panel *, #text-panel *")].filter((it) => it.checkVisibility()
+              && [...it.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) && it.getBoundingClientRect().width > 1
+              && parseFloat(getComputedStyle(it).fontSize) < 24).map((it) => it.outerHTML.slice(0, 90))"""
+        )
+        assert small == []
+    page.keyboard.press("ArrowLeft")
+    eventually(page, "current()", panels[-1])
+    page.focus("#text")
+    page.keyboard.press("ArrowLeft")  # moves the cursor
+    eventually(page, "state.at", len(TEXT) - 1)
+    assert page.evaluate("current()") == panels[-1]
+
+
+SCREENS: list[dict[str, Any]] = [
+    {"viewport": {"width": 1280, "height": 720}},
+    {"viewport": {"width": 360, "height": 640}, "has_touch": True},
+    {"viewport": {"width": 640, "height": 360}, "device_scale_factor": 2},  # 1280 x 720 at 200 %
+]
+LINKS: list[dict[str, Any]] = [
+    *({"card": card} for card in range(1, 6)),
+    {"panel": "heads"},
+    *(
+        {"depth": "researcher", "panel": panel}
+        for panel in ("heads", "lens", "attribution", "patching", "occurrences", "copied", "guide")
+    ),
+    *({"depth": "projector", "panel": panel} for panel in ("expects", "heads", "lens", "time", "guide")),
+]
+
+
+def show(page: Any, link: dict[str, Any]) -> None:
+    """Show a state in the same page."""
+    page.evaluate("(link) => { location.hash = link }", urlencode({"text": TEXT, "other": TEXT[:-1] + "r"} | link))
+    for name, value in link.items():
+        eventually(page, f"state.{name}", value)
+    settle(page)
+    if link.get("panel") == "patching":
+        page.click("#grid")
+        eventually(page, "patching.found?.moved.flat().length", 3)
+
+
+@pytest.mark.parametrize("screen", SCREENS, ids=lambda it: str(it["viewport"]["width"]))
+def test_it_fits_the_screen(open_page: Open, screen: dict[str, Any]) -> None:
+    page = open_page(**screen)
+    width, height = screen["viewport"].values()
+    for link in LINKS:
+        show(page, link)
+        wide, high = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert wide <= width, link
+        if height == 720:
+            assert high <= height, link
+        lost = page.evaluate(
+            """() => [...document.querySelectorAll("a[href], button, textarea, input, select, summary")].filter((it) => {
+              if (!it.checkVisibility()) return false;
+              it.scrollIntoView({ block: "center", inline: "center" });
+              const { left, right, top, bottom, width, height } = it.getBoundingClientRect();
+              const x = (left + right) / 2, y = (top + bottom) / 2, there = document.elementFromPoint(x, y);
+              return left < 0 || right > innerWidth || width < 10 || height < 10 || !(it.contains(there) || there?.contains(it));
+            }).map((it) => it.outerHTML.slice(0, 150))"""
+        )
+        assert lost == [], link
+
+
+def test_colours_and_motion_as_one_likes(open_page: Open) -> None:
+    def seen(page: Any, selector: str, style: str) -> str:
+        return page.eval_on_selector(selector, f"(it) => getComputedStyle(it).{style}")
+
+    def luminance(page: Any) -> float:
+        return sum(map(int, re.findall(r"\d+", seen(page, "body", "backgroundColor"))[:3]))
+
+    light, dark = open_page(reduced_motion="reduce"), open_page(color_scheme="dark", reduced_motion="no-preference")
+    assert luminance(light) > 600
+    assert luminance(dark) < 150
+    assert seen(light, ".bars i", "transitionDuration") == "0s"
+    assert seen(dark, ".bars i", "transitionDuration") != "0s"
+    forced = open_page(link={"text": "tteeaa"}, forced_colors="active")
+    colours = {seen(forced, f".mirror span[data-i='{i}']", "backgroundColor") for i in range(6)}
+    assert len(colours) > 1  # prices are still told by colour
+    assert seen(forced, ".bars i.model", "backgroundColor") != seen(forced, "body", "backgroundColor")
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, SCREENS[1]], ids=("light", "dark", "phone"))
+def test_axe_finds_nothing(open_page: Open, options: dict[str, Any]) -> None:
+    import axe_playwright_python
+
+    page = open_page(**options)
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = {}
+    for link in LINKS:
+        show(page, link)
+        violations = page.evaluate("axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations)")
+        for it in violations:
+            found[it["id"], it["nodes"][0]["html"][:200]] = link, it["nodes"][0]["failureSummary"]
+    assert found == {}
+
+
+def test_figures_and_numbers_can_be_taken_away(open_page: Open, model: Any) -> None:
+    page, read = (
+        open_page(link={"text": TEXT, "depth": "researcher", "panel": "heads", "head": "1.0"}),
+        trace(model, TEXT),
+    )
+    for panel, words in {
+        "text-panel": TEXT.split(),
+        "heads-panel": ["Head", "0", "of", "block", "1"],
+        "stack-panel": [],
+        "expects-panel": ["What", "comes", "next?"],
+        "time-panel": ["How", "learned:"],
+    }.items():
+        drawing = ElementTree.fromstring(saved(page, panel, "SVG"))
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+        assert float(drawing.get("width", 0)) > 100
+        found = [it.text for it in drawing.iter("{http://www.w3.org/2000/svg}text")]
+        assert "".join(words) in "".join(filter(None, found)), panel
+    assert (
+        len(list(ElementTree.fromstring(saved(page, "stack-panel", "SVG")).iter("{http://www.w3.org/2000/svg}image")))
+        == 4
+    )
+    found = numbers(page, "text-panel")
+    assert (found["model"], found["step"], found["text"]) == ("tiny/version_0", 24, TEXT)
+    np.testing.assert_allclose(found["surprisal_nats"][1:], read.nats[1:].numpy(), atol=2e-5)
+    expected = {it["token"]: it["probability"] for it in numbers(page, "expects-panel")["expected"]}
+    np.testing.assert_allclose(
+        [expected[label] for label, _ in read.expected(-1, 17)], [p for _, p in read.expected(-1, 17)], atol=1e-6
+    )
+    pattern = numbers(page, "heads-panel")["pattern"]
+    assert [len(row) for row in pattern] == list(range(1, len(TEXT) + 1))
+    np.testing.assert_allclose(pattern[-1], read.pattern[1, 0, -1].numpy(), atol=1e-6)
+    page.click("[data-panel=attribution]")
+    settle(page)
+    drawn = list(
+        ElementTree.fromstring(saved(page, "attribution-panel", "SVG")).iter("{http://www.w3.org/2000/svg}text")
+    )
+    assert all(float(it.get("x", -1)) >= 0 for it in drawn)
+
+
+def test_hostile_text_is_text(open_page: Open, folder: Path, tmp_path: Path) -> None:
+    image = "<img src=x onerror=\"document.title = 'pwned'\">"
+    evil = f"{image}</script><script>document.title='pwned'</script>]]>-->\"'`&lt;\u202eabc\0\x01\ufffe\ud800"
+    characters = "".join(dict.fromkeys("\n" + evil + "\u2028\u0301\x7f\x85\udfff"))
+    sample = {"text": evil, "passages": [[0, 5]], "longest": 5, "held_out": []}
+    place = {"position": 5, "value": 1.0, "before": image, "token": "\u202e", "after": "\0\ud800</code>"}
+    place |= {"source": 3, "distance": 2, "weight": 0.5}
+    hostile = {"name": evil, "checkpoint": evil, "text": evil, "text_from": evil, "embeds": [evil], "missing": [evil]}
+    hostile |= {"samples": [sample], "fires": {f"{i}.{j}": [place] for i in range(2) for j in range(2)}}
+    labels = [image, "</textarea>", *characters[2:]]  # longer than labels are
+    for name, changes in ("characters", {}), ("labels", {"labels": labels}):
+        pack(folder, tmp_path / f"{name}.html", CharTokenizer(characters), **hostile | changes)
+        page = open_page(tmp_path / f"{name}.html")
+        assert page.get_attribute("#badge", "class") == "good"
+        assert page.title().startswith("<img src=x onerror=")
+        assert page.inner_text("h1").startswith("<img src=x")
+        if not changes:
+            assert page.input_value("#text") == evil.replace("\ud800", "\ufffd")
+        for link in LINKS:
+            page.evaluate("(link) => go(link)", link)
+            settle(page)
+        page.evaluate("go({ depth: 'researcher', panel: 'copied' })")
+        page.click("#step")
+        eventually(page, "expects.writing", None)
+        settle(page)
+        for panel in ("text-panel", "copied-panel", "expects-panel"):
+            ElementTree.fromstring(saved(page, panel, "SVG"))
+            numbers(page, panel)
+        assert page.locator("img, object, iframe, script:not([id]):not(:last-of-type)").count() == 0
+        assert page.title().startswith("<img src=x onerror=")

@@ -77,7 +77,8 @@ function save(name, text, type) {
 /** Whatever a part of the page shows, as one SVG: its backgrounds, borders below, texts, canvases and drawings. */
 function asSVG(part) {
   const page = part.getBoundingClientRect(), rest = { width: page.width, height: page.height };
-  const drawing = s("svg", { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${page.width} ${page.height}`, ...rest });
+  // In a document of its own, which loads nothing: the page's policy allows no images.
+  const drawing = document.implementation.createDocument(null, null).adoptNode(s("svg", { viewBox: `0 0 ${page.width} ${page.height}`, ...rest }));
   const at = (box) => ({ x: box.left - page.left, y: box.top - page.top, width: box.width, height: box.height });
   const seen = (colour) => !/^(transparent|rgba\(.*, 0\))$|\/ 0\)$/.test(colour);
   drawing.append(s("rect", { ...rest, fill: getComputedStyle(document.body).backgroundColor }));
@@ -85,7 +86,9 @@ function asSVG(part) {
     const style = getComputedStyle(element), box = element.getBoundingClientRect();
     if (style.display === "none" || style.visibility === "hidden" || element.matches("button, input, select, textarea, .unseen")) return;
     if (element instanceof HTMLCanvasElement) {
-      drawing.append(s("image", { ...at(box), href: element.toDataURL(), style: "image-rendering: pixelated" }));
+      const image = s("image", { ...at(box), "image-rendering": "pixelated" });
+      drawing.append(image);
+      image.setAttribute("href", element.toDataURL());
       return;
     }
     if (element instanceof SVGElement) {
