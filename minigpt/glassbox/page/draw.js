@@ -44,8 +44,8 @@ const count = (value) => value.toLocaleString("en");
 /** The class of a surprisal: s0 costs nothing, s9 costs 8 bits or more. */
 const level = (nats) => (Number.isFinite(nats) ? `s${Math.min(9, Math.round((9 * nats) / (8 * BITS)))}` : "s0");
 
-/** A colour for a weight from 0 to 1; square roots, so that small ones can be seen. */
-const blue = (weight) => `rgb(var(--blue) / ${Math.sqrt(Math.max(0, Math.min(1, weight))).toFixed(3)})`;
+/** A colour for a weight from 0 to 1; square roots, so that small ones can be seen, and never so full that text isn't. */
+const blue = (weight) => `rgb(var(--blue) / ${(0.55 * Math.sqrt(Math.max(0, Math.min(1, weight)))).toFixed(3)})`;
 
 /** A colour for a signed value, of which `most` is full: orange above 0, blue below. */
 function diverging(value, most) {

@@ -58,7 +58,7 @@ const patching = {
         const moved = (towards(last(await askLater("read", { ...base, interventions: [...base.interventions, patch] }))) - from) / whole;
         if (this.key !== key) return;
         this.found.moved.at(-1).push(moved);
-        row.append(h("td", {}, h("button", { style: { backgroundColor: diverging(moved, 1) }, title: `${(100 * moved).toFixed(0)} % of the way`,
+        row.append(h("td", {}, h("button", { style: { backgroundColor: diverging(Math.max(-1, Math.min(1, moved)), 1.6) }, title: `${(100 * moved).toFixed(0)} % of the way`,
           "aria-label": `before block ${layer} at place ${position}: ${(100 * moved).toFixed(0)} percent`, onclick: () => go({ patch: `${layer}.${position}` }) },
           shown(moved))));
       }
