@@ -74,6 +74,9 @@ function save(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+// Controls; but what is drawn in a button belongs to the figure.
+const NOT_DRAWN = "input, select, textarea, .unseen, button:not(.map, .grid *, .parts *, .occurrences *)";
+
 /** Whatever a part of the page shows, as one SVG: its backgrounds, borders below, texts, canvases and drawings. */
 function asSVG(part) {
   const page = part.getBoundingClientRect(), rest = { width: page.width, height: page.height };
@@ -84,7 +87,7 @@ function asSVG(part) {
   drawing.append(s("rect", { ...rest, fill: getComputedStyle(document.body).backgroundColor }));
   const walk = (element) => {
     const style = getComputedStyle(element), box = element.getBoundingClientRect();
-    if (style.display === "none" || style.visibility === "hidden" || element.matches("button, input, select, textarea, .unseen")) return;
+    if (style.display === "none" || style.visibility === "hidden" || element.matches(NOT_DRAWN)) return;
     if (element instanceof HTMLCanvasElement) {
       const image = s("image", { ...at(box), "image-rendering": "pixelated" });
       drawing.append(image);
