@@ -24,6 +24,7 @@ SHORTER = {
     "prove-resume": "--steps 3 --kills 1 --trainer.limit_val_batches 1 --sampler.max_new_tokens 5",
     "generate": "--max_new_tokens 20",
     "report": "--max_new_tokens 20",
+    "explore": "--no_browser --port 0",
 }
 
 
