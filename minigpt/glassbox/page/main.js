@@ -178,9 +178,9 @@ function build() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => heads.maps && (heads.drawMaps(), heads.drawChosen()));
 }
 
-/** Follow a run that is still training: its new frames and its curves, as they appear. */
+/** Follow a run that is still training: its new frames and its curves, as they appear; and what takes the server long. */
 async function follow() {
-  while (contents.live) {
+  while (contents.live || contents.pending) {
     await new Promise((resolve) => setTimeout(resolve, 2000));
     const newest = state.step === contents.models.at(-1).step;
     Object.assign(contents, await (await got("contents")).json());
