@@ -416,9 +416,8 @@ def pack(contents: dict[str, Any], weights: dict[int, bytes], served: bool = Fal
 
 
 def read(name: str) -> str:
-    """A part of the page; empty where there is none."""
-    part = resources.files("minigpt.glassbox").joinpath("page", name)
-    return part.read_text(encoding="utf-8") if part.is_file() else ""
+    """A part of the page."""
+    return resources.files("minigpt.glassbox").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def policy(script: str, style: str, served: bool = False) -> str:
