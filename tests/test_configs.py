@@ -1,5 +1,6 @@
 """Every recipe is sound: it can be read, its model has the shape it says, and it trains."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from conftest import ROOT, make_text, run_minigpt
 from minigpt.model import GPT, GPTConfig
+from minigpt.training.module import GPTLightningModule
 from test_cli import curve
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -35,6 +37,12 @@ def test_the_gpt1_recipe_is_gpt1() -> None:
         gpt = GPT(GPTConfig(vocab_size=40_478, block_size=recipe["data"]["block_size"], **shape))
     assert sum(p.numel() for p in gpt.parameters()) == 116_534_784
     assert recipe["data"]["batch_size"] * recipe["trainer"]["accumulate_grad_batches"] == 64
+    assert recipe["trainer"]["max_epochs"] == 100
+    defaults = {name: p.default for name, p in inspect.signature(GPTLightningModule).parameters.items()}
+    published = {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "norm": "post", "positions": "learned"}
+    published |= {"optimizer": "adamw", "learning_rate": 2.5e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999}
+    published |= {"eps": 1e-8, "schedule": "cosine", "warmup_steps": 2000}
+    assert (defaults | recipe["model"]).items() >= published.items()
 
 
 def test_the_script_for_a_cluster_gives_each_gpu_as_many_windows_and_makes_steps_of_64() -> None:

@@ -1,4 +1,4 @@
-"""What the glass box shows, held to the model itself, to computations of its own and to Hugging Face's models."""
+"""What the glass box shows, held to the model itself and to computations of its own; also see test_parity.py."""
 
 import copy
 import dataclasses
@@ -836,49 +836,3 @@ def test_other_mistakes_say_what_would_do() -> None:
             attribute(it, **arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="values of the text 'the'; observe needs the tokenizer"):
         observe(model.gpt, ids_of(model, TEXT), [Intervention("block", 0, mean_of="the")])
-
-
-# Other people's models
-
-
-@each_norm
-def test_attention_and_hidden_states_are_hugging_faces(norm: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = make_model(norm=norm)
-    shape = {"vocab_size": 27, "n_positions": 12, "n_embd": 12, "n_layer": 2, "n_head": 2}
-    kind, their_config = {
-        "post": (transformers.OpenAIGPTLMHeadModel, transformers.OpenAIGPTConfig),
-        "pre": (transformers.GPT2LMHeadModel, transformers.GPT2Config),
-    }[norm]
-    theirs = kind(their_config(**shape, attn_implementation="eager")).eval()
-    names = {
-        "tokens_embed": "token_embedding",
-        "wte": "token_embedding",
-        "positions_embed": "position_embedding",
-        "wpe": "position_embedding",
-        "ln_f": "final_norm",
-        "h": "blocks",
-        "attn.c_attn": "attention.qkv",
-        "attn.c_proj": "attention.projection",
-        "mlp.c_fc": "feed_forward.expand",
-        "mlp.c_proj": "feed_forward.contract",
-        "ln_1": "norm_1",
-        "ln_2": "norm_2",
-    }
-    ours = dict(model.gpt.named_parameters())
-    for name, parameter in theirs.transformer.named_parameters():
-        path = name
-        for their, our in names.items():
-            path = ".".join(("." + path + ".").replace(f".{their}.", f".{our}.").strip(".").split("."))
-        our_value = ours.pop(path).detach()
-        transposed = parameter.dim() == 2 and "c_" in name  # their Conv1D
-        parameter.data.copy_(our_value.T if transposed else our_value)
-    assert not ours
-    it = model.trace(TEXT)
-    with torch.no_grad():
-        output = theirs(ids_of(model, TEXT), output_hidden_states=True, output_attentions=True)
-    close = torch.testing.assert_close
-    close(it.pattern, torch.stack(output.attentions)[:, 0], rtol=1e-5, atol=1e-5)
-    stream = [*it.residual_before, model.gpt.final_norm(it.residual_after[-1]).detach()]  # theirs ends after the norm
-    close(torch.stack(stream), torch.stack(output.hidden_states)[:, 0], rtol=1e-5, atol=1e-5)
-    close(it.logits, output.logits[0], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The transformer against its definition, against PyTorch's functions and against Hugging Face's GPT-1."""
+"""The transformer against its definition and against PyTorch's functions; for Hugging Face's, see test_parity.py."""
 
 import dataclasses
 import itertools
@@ -110,46 +110,6 @@ def test_weights_start_as_gpt1s_do() -> None:
             assert parameter.mean().abs().item() < 2e-3, name
         else:
             assert (parameter == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
-
-
-def test_gpt1_agrees_with_hugging_face_in_logits_and_gradients() -> None:
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.OpenAIGPTLMHeadModel(
-        transformers.OpenAIGPTConfig(
-            vocab_size=23, n_positions=16, n_embd=12, n_layer=2, n_head=2, attn_implementation="eager"
-        )
-    ).eval()
-    ours = build(GPT1)
-    pairs = [("tokens_embed", "token_embedding"), ("positions_embed", "position_embedding")]
-    for i in range(2):
-        for their_part, our_part in {
-            "attn.c_attn": "attention.qkv",
-            "attn.c_proj": "attention.projection",
-            "mlp.c_fc": "feed_forward.expand",
-            "mlp.c_proj": "feed_forward.contract",
-            "ln_1": "norm_1",
-            "ln_2": "norm_2",
-        }.items():
-            pairs.append((f"h.{i}.{their_part}", f"blocks.{i}.{our_part}"))
-    ids = random_ids(3, 16)
-    theirs_by_name, ours_by_name = dict(theirs.transformer.named_parameters()), dict(ours.named_parameters())
-    matched = []
-    for their_name, our_name in pairs:
-        for kind in ("weight", "bias"):
-            if f"{our_name}.{kind}" in ours_by_name:
-                their, our = theirs_by_name[f"{their_name}.{kind}"], ours_by_name[f"{our_name}.{kind}"]
-                transposed = kind == "weight" and any(part in their_name for part in ("attn", "mlp"))  # their Conv1D
-                their.data.copy_(our.T if transposed else our)
-                matched.append((f"{our_name}.{kind}", their, our, transposed))
-    assert len(matched) == len(theirs_by_name) == len(ours_by_name)
-
-    their_logits, our_logits = theirs(ids).logits, ours(ids)
-    torch.testing.assert_close(our_logits, their_logits, rtol=1e-5, atol=1e-5)
-    for logits in (their_logits, our_logits):
-        F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
-    for name, their, our, transposed in matched:
-        grad = their.grad.T if transposed else their.grad
-        torch.testing.assert_close(our.grad, grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_every_promised_activation_can_be_hooked() -> None:
