@@ -26,7 +26,7 @@ from conftest import TINY, make_text, run_minigpt
 from minigpt.generation import probabilities
 from minigpt.glassbox import explain
 from minigpt.glassbox.lens import attribute, lens
-from minigpt.glassbox.trace import Intervention, Trace, trace
+from minigpt.glassbox.trace import Intervention, Trace, observe, trace
 from minigpt.model import GPT, GPTConfig
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
@@ -309,7 +309,7 @@ COPY = """(text) => {
 
 def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
-    small = pack(folder, tmp_path / "bytes.html", tokenizer, bytes=True, unit="byte", text="né\U0001f600!")
+    small = pack(folder, tmp_path / "bytes.html", tokenizer, sharp=4, bytes=True, unit="byte", text="né\U0001f600!")
     page = open_page(tmp_path / "bytes.html")
     assert page.get_attribute("#badge", "class") == "good"
     nats = trace(small, "né\U0001f600!").nats.numpy()
@@ -320,14 +320,17 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
     settle(page)
     assert page.evaluate("state.text") == "né\U0001f600!\U0001f469\u200d\U0001f680 \ufffd"
     # Bytes are one by one drawn, each after those before it, until they are a character.
-    page.evaluate("Math.random = () => 0.999")
-    before = page.evaluate("state.text")
+    page.evaluate("go({ text: 'ab' }); Math.random = () => 0.9")
     page.click("#step")
     eventually(page, "expects.writing", None)
     settle(page)
-    after = page.evaluate("state.text")
-    assert len(after) > len(before)
-    assert after.startswith(before)
+    ids = list(b"ab")
+    while len(ids) == 2 or (bytes(ids).decode("utf-8", "replace").endswith("\ufffd") and len(ids) < 6):
+        read = observe(small.gpt, torch.tensor([ids]))
+        likely = probabilities(read.logits[0, -1:], read.ids_BT, DRAWN)[0].cumsum(0)
+        ids.append(int(torch.searchsorted(likely, 0.9 * likely[-1], right=True)))
+    assert len(ids) > 3  # else this shows nothing
+    assert page.evaluate("state.text").encode() == bytes(ids).decode("utf-8", "replace").encode()
 
 
 def test_hovering_shows_prices_and_sources(open_page: Open, model: Any) -> None:
@@ -856,6 +859,13 @@ def test_colours_and_motion_as_one_likes(open_page: Open) -> None:
     assert seen(forced, ".bars i.model", "backgroundColor") != seen(forced, "body", "backgroundColor")
 
 
+# Axe leaves it open whether a text of one character has enough contrast; here all texts are such, and must.
+AXE = """async (rules) => {
+  const { violations, incomplete } = await axe.run(rules), pale = incomplete.filter(({ id }) => id === "color-contrast");
+  // Below the text area it finds no colour.
+  const low = ({ any: [{ data }] }) => data.fgColor && data.contrastRatio < parseFloat(data.expectedContrastRatio);
+  return [...violations, ...pale.map((it) => ({ ...it, nodes: it.nodes.filter(low) })).filter((it) => it.nodes.length)];
+}"""
 # The contrast of text is measured on a wide screen, light and dark; on a phone all else.
 CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
 
@@ -876,7 +886,7 @@ def test_axe_finds_nothing(
     page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     for link in LINKS:
         show(page, link | {"at": 12})
-        violations = page.evaluate("(rules) => axe.run(rules).then((it) => it.violations)", rules)
+        violations = page.evaluate(AXE, rules)
         for it in violations:
             found[it["id"], it["nodes"][0]["html"][:200]] = link, it["nodes"][0]["failureSummary"]
     assert found == {}
@@ -952,7 +962,7 @@ def test_hostile_text_is_text(open_page: Open, folder: Path, tmp_path: Path) -> 
         assert page.inner_text("h1").startswith("<img src=x")
         if not changes:
             assert page.input_value("#text") == evil.replace("\ud800", "\ufffd")
-        for link in LINKS:
+        for link in [*LINKS, {"depth": "researcher", "panel": "attribution", "chosen": "0", "against": "1"}]:
             page.evaluate("(link) => go(link)", link)
             settle(page)
         page.evaluate("go({ depth: 'researcher', panel: 'copied' })")
