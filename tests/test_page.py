@@ -321,6 +321,14 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
     assert page.evaluate("state.text") == "né\U0001f600!\U0001f469\u200d\U0001f680 \ufffd"
     # Bytes are one by one drawn, each after those before it, until they are a character.
     page.evaluate("go({ text: 'ab' }); Math.random = () => 0.9")
+    page.evaluate("""() => {
+      const plain = backend.ask.bind(backend);
+      globalThis.after = [];
+      backend.ask = (method, asked, ...more) => {
+        if (method === "write") after.push(Array.from(asked.ids));
+        return plain(method, asked, ...more);
+      };
+    }""")
     page.click("#step")
     eventually(page, "expects.writing", None)
     settle(page)
@@ -330,6 +338,7 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
         likely = probabilities(read.logits[0, -1:], read.ids_BT, DRAWN)[0].cumsum(0)
         ids.append(int(torch.searchsorted(likely, 0.9 * likely[-1], right=True)))
     assert len(ids) > 3  # else this shows nothing
+    assert page.evaluate("after") == [ids[:i] for i in range(2, len(ids))]
     assert page.evaluate("state.text").encode() == bytes(ids).decode("utf-8", "replace").encode()
 
 
@@ -861,7 +870,8 @@ def test_colours_and_motion_as_one_likes(open_page: Open) -> None:
 
 # Axe leaves it open whether a text of one character has enough contrast; here all texts are such, and must.
 AXE = """async (rules) => {
-  const { violations, incomplete } = await axe.run(rules), pale = incomplete.filter(({ id }) => id === "color-contrast");
+  const { violations, incomplete } = await axe.run(rules);
+  const pale = incomplete.filter(({ id }) => id === "color-contrast");
   // Below the text area it finds no colour.
   const low = ({ any: [{ data }] }) => data.fgColor && data.contrastRatio < parseFloat(data.expectedContrastRatio);
   return [...violations, ...pale.map((it) => ({ ...it, nodes: it.nodes.filter(low) })).filter((it) => it.nodes.length)];
