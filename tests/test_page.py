@@ -26,15 +26,16 @@ from conftest import TINY, make_text, run_minigpt
 from minigpt.generation import probabilities
 from minigpt.glassbox import explain
 from minigpt.glassbox.lens import attribute, lens
-from minigpt.glassbox.trace import Intervention, Trace, trace
+from minigpt.glassbox.trace import Intervention, Trace, observe, trace
 from minigpt.model import GPT, GPTConfig
-from minigpt.run import find_checkpoint
 from minigpt.sampling import Sampling
 from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BLOCK = 32
 TEXT = "the cat sat on a mat and saw"  # fits the window
+
+DRAWN = Sampling(temperature=0.8)  # how the page draws at first
 
 Open = Callable[..., Any]  # a page, or a link in it, in a browser of its own
 
@@ -142,14 +143,12 @@ def prices(page: Any) -> list[float]:
 
 def bars(page: Any) -> dict[str, tuple[float, float]]:
     """Of each token: how wide the bar of the model is, and that of what is drawn from; the widest of all is 100."""
-    rows = page.eval_on_selector_all(
-        ".bars li",
-        "rows => rows.map((it) => [it.firstChild.textContent, ...[...it.querySelectorAll('i')].map((i) => i.style.width)])",
-    )
+    rows = page.evaluate("""() => [...document.querySelectorAll(".bars li")].map((row) =>
+      [row.firstChild.textContent, ...[...row.querySelectorAll("i")].map((bar) => bar.style.width)])""")
     return {label: (float(model[:-1]), float(drawn[:-1])) for label, model, drawn in rows}
 
 
-def expected_bars(read: Trace, t: int = -1, sampling: Sampling = Sampling()) -> dict[str, tuple[float, float]]:
+def expected_bars(read: Trace, t: int = -1, sampling: Sampling = DRAWN) -> dict[str, tuple[float, float]]:
     """What :func:`bars` should be after position t."""
     logits_1V, window = read.logits[t].unsqueeze(0), read.ids_BT[None]
     plain, drawn = (probabilities(logits_1V, window, it)[0].numpy() for it in (Sampling(temperature=1), sampling))
@@ -197,8 +196,8 @@ def pack(folder: Path, path: Path, tokenizer: CharTokenizer, sharp: float = 1, *
     size = len(tokenizer.vocabulary)
     torch.manual_seed(1)
     gpt = GPT(GPTConfig(size, BLOCK, 2, 2, 16)).eval()
-    for part in (gpt.token_embedding, *(block.attention.qkv for block in gpt.blocks)):
-        part.weight.data *= sharp
+    for name, weight in gpt.named_parameters():
+        weight.data *= sharp if name.endswith(("token_embedding.weight", "qkv.weight")) else 1
     gpt = explain.rounded(gpt, "float16")
     found = contents_of(folder / "page.html")
     found |= {
@@ -310,7 +309,7 @@ COPY = """(text) => {
 
 def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
-    small = pack(folder, tmp_path / "bytes.html", tokenizer, bytes=True, unit="byte", text="né\U0001f600!")
+    small = pack(folder, tmp_path / "bytes.html", tokenizer, sharp=4, bytes=True, unit="byte", text="né\U0001f600!")
     page = open_page(tmp_path / "bytes.html")
     assert page.get_attribute("#badge", "class") == "good"
     nats = trace(small, "né\U0001f600!").nats.numpy()
@@ -321,14 +320,26 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
     settle(page)
     assert page.evaluate("state.text") == "né\U0001f600!\U0001f469\u200d\U0001f680 \ufffd"
     # Bytes are one by one drawn, each after those before it, until they are a character.
-    page.evaluate("Math.random = () => 0.999")
-    before = page.evaluate("state.text")
+    page.evaluate("go({ text: 'ab' }); Math.random = () => 0.9")
+    page.evaluate("""() => {
+      const plain = backend.ask.bind(backend);
+      globalThis.after = [];
+      backend.ask = (method, asked, ...more) => {
+        if (method === "write") after.push(Array.from(asked.ids));
+        return plain(method, asked, ...more);
+      };
+    }""")
     page.click("#step")
     eventually(page, "expects.writing", None)
     settle(page)
-    after = page.evaluate("state.text")
-    assert len(after) > len(before)
-    assert after.startswith(before)
+    ids = list(b"ab")
+    while len(ids) == 2 or (bytes(ids).decode("utf-8", "replace").endswith("\ufffd") and len(ids) < 6):
+        read = observe(small.gpt, torch.tensor([ids]))
+        likely = probabilities(read.logits[0, -1:], read.ids_BT, DRAWN)[0].cumsum(0)
+        ids.append(int(torch.searchsorted(likely, 0.9 * likely[-1], right=True)))
+    assert len(ids) > 3  # else this shows nothing
+    assert page.evaluate("after") == [ids[:i] for i in range(2, len(ids))]
+    assert page.evaluate("state.text").encode() == bytes(ids).decode("utf-8", "replace").encode()
 
 
 def test_hovering_shows_prices_and_sources(open_page: Open, model: Any) -> None:
@@ -394,11 +405,11 @@ def test_what_the_text_costs_without_a_head(open_page: Open, model: Any) -> None
         without = trace(model, TEXT, [off, Intervention("head", layer, head)])
         bits = (without.loss - whole.loss) / math.log(2)
         assert page.evaluate(f"heads.worth.get('{name}')") == pytest.approx(without.loss - whole.loss, abs=1e-5)
-        said = page.inner_text(f".cell:has-text('{name}') .worth").replace("−", "-")
+        said = page.inner_text(f".cell:has-text('{name}') .worth").replace("\u2212", "-")
         assert float(said) == pytest.approx(bits, abs=0.0051)
     assert page.inner_text(".cell:has-text('1.1') .worth") == ""
     changed = (whole.loss - plain.loss) / math.log(2)
-    assert f"{changed:+.2f} by your changes".replace("-", "−") in page.inner_text("#text-says")
+    assert f"{changed:+.2f} by your changes".replace("-", "\u2212") in page.inner_text("#text-says")
 
 
 @pytest.mark.parametrize(
@@ -493,7 +504,8 @@ def test_lens_and_attribution(open_page: Open, model: Any) -> None:
         assert found["logit"] == pytest.approx(parts.logit, abs=1e-5)
         np.testing.assert_allclose(found["heads"], parts.heads.numpy(), atol=1e-5)
         np.testing.assert_allclose(found["sources"], parts.sources.numpy(), atol=1e-5)
-        said = re.search(r"by (\S+):.* sum to (\S+)\.$", page.inner_text("#attribution-panel .says").replace("−", "-"))
+        words = page.inner_text("#attribution-panel .says >> nth=0").replace("\u2212", "-")
+        said = re.search(r"by (\S+):.* sum to (\S+)\.$", words)
         assert said
         assert float(said[1]) == float(said[2]) == pytest.approx(parts.logit, abs=1e-3)
     page.click(".parts button:has-text('head 1.0')")
@@ -570,7 +582,7 @@ def test_the_film_and_its_badge(open_page: Open, folder: Path) -> None:
         if i:
             page.keyboard.press("ArrowRight")
         eventually(page, "state.step", step)
-        eventually(page, f"document.getElementById('badge').className + prove.step", f"good{step}")
+        eventually(page, "document.getElementById('badge').className + prove.step", f"good{step}")
         assert f"after {step} steps" in page.inner_text("#time-says")
         assert page.get_attribute("#age", "aria-valuetext") == f"after {step} steps"
         if step in (0, 8):
@@ -645,7 +657,7 @@ def test_a_link_opened_anew_shows_the_same(open_page: Open, wanted: dict[str, An
     page.evaluate("go({})")
     page.wait_for_timeout(350)
     _, _, link = page.url.partition("#")
-    assert {name for name in parse_qs(link, keep_blank_values=True)} >= set(wanted) - {"at"}
+    assert parse_qs(link, keep_blank_values=True).keys() >= set(wanted) - {"at"}
     again = open_page(link=link)
     assert again.evaluate("state") == state
     np.testing.assert_array_equal(prices(again), prices(page))
@@ -710,8 +722,12 @@ def test_the_guide_by_keyboard(open_page: Open, folder: Path) -> None:
 
 # Tells an element from all others.
 NAME_OF = """() => {
-  globalThis.nameOf = (it) => [it.tagName, it.id, it.getAttribute("aria-label") ?? it.title, it.parentNode.closest("[id]")?.id,
-    it.matches("textarea, select") ? "" : it.textContent.slice(0, 40), it.parentNode.matches("li") ? [...it.parentNode.parentNode.children].indexOf(it.parentNode) : ""].join(" ");
+  globalThis.nameOf = (it) => {
+    const around = it.parentNode, text = it.matches("textarea, select") ? "" : it.textContent.slice(0, 40);
+    const place = around.matches("li") ? [...around.parentNode.children].indexOf(around) : "";
+    const name = it.getAttribute("aria-label") ?? it.title;
+    return [it.tagName, it.id, name, around.closest("[id]")?.id, text, place].join(" ");
+  };
 }"""
 # What can have the focus and is seen.
 FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, textarea, input, select, summary, [tabindex]")]
@@ -756,6 +772,13 @@ def test_the_tab_key_reaches_everything(open_page: Open, link: dict[str, Any]) -
     assert reached == wanted  # in the order of reading, and out again
 
 
+# What is written smaller than can be read from the back of a room.
+SMALL = """() => [...document.querySelectorAll("#middle *, #expects-panel *, #text-panel *")]
+  .filter((it) => it.checkVisibility() && it.getBoundingClientRect().width > 1)
+  .filter((it) => [...it.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()))
+  .filter((it) => parseFloat(getComputedStyle(it).fontSize) < 24).map((it) => it.outerHTML.slice(0, 90))"""
+
+
 def test_a_projector(open_page: Open) -> None:
     page = open_page(
         link={"depth": "projector", "panel": "expects", "text": TEXT}, viewport={"width": 1280, "height": 720}
@@ -765,11 +788,7 @@ def test_a_projector(open_page: Open) -> None:
         page.keyboard.press("ArrowRight")
         eventually(page, "current()", panel)
         settle(page)
-        small = page.evaluate(
-            """() => [...document.querySelectorAll("#middle *, #expects-panel *, #text-panel *")].filter((it) => it.checkVisibility()
-              && [...it.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) && it.getBoundingClientRect().width > 1
-              && parseFloat(getComputedStyle(it).fontSize) < 24).map((it) => it.outerHTML.slice(0, 90))"""
-        )
+        small = page.evaluate(SMALL)
         assert small == []
     page.keyboard.press("ArrowLeft")
     eventually(page, "current()", panels[-1])
@@ -806,6 +825,17 @@ def show(page: Any, link: dict[str, Any]) -> None:
         eventually(page, "patching.found?.moved.flat().length", 3)
 
 
+# Controls that can't be brought into the window, or that something covers.
+LOST = """() => [...document.querySelectorAll("a[href], button, textarea, input, select, summary")].filter((it) => {
+  if (!it.checkVisibility()) return false;
+  it.scrollIntoView({ block: "center", inline: "center" });
+  const { left, right, top, bottom, width, height } = it.getBoundingClientRect();
+  const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+  const seen = it.contains(there) || there?.contains(it);
+  return left < 0 || right > innerWidth || width < 10 || height < 10 || !seen;
+}).map((it) => it.outerHTML.slice(0, 150))"""
+
+
 @pytest.mark.parametrize("screen", SCREENS, ids=lambda it: str(it["viewport"]["width"]))
 def test_it_fits_the_screen(open_page: Open, screen: dict[str, Any]) -> None:
     page = open_page(**screen)
@@ -816,15 +846,7 @@ def test_it_fits_the_screen(open_page: Open, screen: dict[str, Any]) -> None:
         assert wide <= width, link
         if height == 720:
             assert high <= height, link
-        lost = page.evaluate(
-            """() => [...document.querySelectorAll("a[href], button, textarea, input, select, summary")].filter((it) => {
-              if (!it.checkVisibility()) return false;
-              it.scrollIntoView({ block: "center", inline: "center" });
-              const { left, right, top, bottom, width, height } = it.getBoundingClientRect();
-              const x = (left + right) / 2, y = (top + bottom) / 2, there = document.elementFromPoint(x, y);
-              return left < 0 || right > innerWidth || width < 10 || height < 10 || !(it.contains(there) || there?.contains(it));
-            }).map((it) => it.outerHTML.slice(0, 150))"""
-        )
+        lost = page.evaluate(LOST)
         assert lost == [], link
 
 
@@ -846,6 +868,14 @@ def test_colours_and_motion_as_one_likes(open_page: Open) -> None:
     assert seen(forced, ".bars i.model", "backgroundColor") != seen(forced, "body", "backgroundColor")
 
 
+# Axe leaves it open whether a text of one character has enough contrast; here all texts are such, and must.
+AXE = """async (rules) => {
+  const { violations, incomplete } = await axe.run(rules);
+  const pale = incomplete.filter(({ id }) => id === "color-contrast");
+  // Below the text area it finds no colour.
+  const low = ({ any: [{ data }] }) => data.fgColor && data.contrastRatio < parseFloat(data.expectedContrastRatio);
+  return [...violations, ...pale.map((it) => ({ ...it, nodes: it.nodes.filter(low) })).filter((it) => it.nodes.length)];
+}"""
 # The contrast of text is measured on a wide screen, light and dark; on a phone all else.
 CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
 
@@ -866,7 +896,7 @@ def test_axe_finds_nothing(
     page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     for link in LINKS:
         show(page, link | {"at": 12})
-        violations = page.evaluate("(rules) => axe.run(rules).then((it) => it.violations)", rules)
+        violations = page.evaluate(AXE, rules)
         for it in violations:
             found[it["id"], it["nodes"][0]["html"][:200]] = link, it["nodes"][0]["failureSummary"]
     assert found == {}
@@ -916,9 +946,22 @@ def test_hostile_text_is_text(open_page: Open, folder: Path, tmp_path: Path) -> 
     evil = f"{image}</script><script>document.title='pwned'</script>]]>-->\"'`&lt;\u202eabc\0\x01\ufffe\ud800"
     characters = "".join(dict.fromkeys("\n" + evil + "\u2028\u0301\x7f\x85\udfff"))
     sample = {"text": evil, "passages": [[0, 5]], "longest": 5, "held_out": []}
-    place = {"position": 5, "value": 1.0, "before": image, "token": "\u202e", "after": "\0\ud800</code>"}
+    place: dict[str, Any] = {
+        "position": 5,
+        "value": 1.0,
+        "before": image,
+        "token": "\u202e",
+        "after": "\0\ud800</code>",
+    }
     place |= {"source": 3, "distance": 2, "weight": 0.5}
-    hostile = {"name": evil, "checkpoint": evil, "text": evil, "text_from": evil, "embeds": [evil], "missing": [evil]}
+    hostile: dict[str, Any] = {
+        "name": evil,
+        "checkpoint": evil,
+        "text": evil,
+        "text_from": evil,
+        "embeds": [evil],
+        "missing": [evil],
+    }
     hostile |= {"samples": [sample], "fires": {f"{i}.{j}": [place] for i in range(2) for j in range(2)}}
     labels = [image, "</textarea>", *characters[2:]]  # longer than labels are
     for name, changes in ("characters", {}), ("labels", {"labels": labels}):
@@ -929,7 +972,7 @@ def test_hostile_text_is_text(open_page: Open, folder: Path, tmp_path: Path) -> 
         assert page.inner_text("h1").startswith("<img src=x")
         if not changes:
             assert page.input_value("#text") == evil.replace("\ud800", "\ufffd")
-        for link in LINKS:
+        for link in [*LINKS, {"depth": "researcher", "panel": "attribution", "chosen": "0", "against": "1"}]:
             page.evaluate("(link) => go(link)", link)
             settle(page)
         page.evaluate("go({ depth: 'researcher', panel: 'copied' })")
