@@ -33,7 +33,8 @@ class Engine {
   }
 
   async ask(method, parameters, name = "first") {
-    const line = this.line(name), { step } = parameters;
+    const line = this.line(name),
+      { step } = parameters;
     if (!line.models.has(step)) line.models.set(step, this.load(line, step));
     await line.models.get(step);
     return this.send(line, { method, ...parameters });
@@ -41,7 +42,8 @@ class Engine {
 
   async load(line, step) {
     const { config, tensors, precision } = contents;
-    if (!served && document.readyState === "loading") // the weights of the film stand behind the script
+    if (!served && document.readyState === "loading")
+      // the weights of the film stand behind the script
       await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
     const element = document.getElementById(`weights-${step}`);
     const weights = element ? element.textContent : await (await got(`weights/${step}`)).arrayBuffer();
@@ -64,7 +66,8 @@ function decoded(value) {
   if (value === null || typeof value !== "object") return value;
   if (Array.isArray(value)) return value.map(decoded);
   for (const [name, kind] of Object.entries(ARRAYS))
-    if (typeof value[name] === "string") return new kind(Uint8Array.from(atob(value[name]), (c) => c.charCodeAt(0)).buffer);
+    if (typeof value[name] === "string")
+      return new kind(Uint8Array.from(atob(value[name]), (c) => c.charCodeAt(0)).buffer);
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, decoded(item)]));
 }
 

@@ -37,7 +37,8 @@ const token = (label) => h("code", { className: "token" }, visible(label));
 
 const BITS = Math.LN2; // nats of a bit
 const bits = (nats) => (nats / BITS).toFixed(2);
-const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : `${(100 * p).toFixed(1)} %`);
+const percent = (p) =>
+  p >= 0.9995 ? "100 %" : p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : `${(100 * p).toFixed(1)} %`;
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const count = (value) => value.toLocaleString("en");
 
@@ -56,8 +57,13 @@ function diverging(value, most) {
 /** A square map of bytes, rows × rows from `from` on, on a canvas of as many pixels. */
 function paintMap(canvas, bytes, from, rows) {
   if (canvas.width !== rows) canvas.width = canvas.height = rows;
-  const context = canvas.getContext("2d"), image = context.createImageData(rows, rows);
-  const [r, g, b] = getComputedStyle(document.documentElement).getPropertyValue("--blue").trim().split(/\s+/).map(Number);
+  const context = canvas.getContext("2d"),
+    image = context.createImageData(rows, rows);
+  const [r, g, b] = getComputedStyle(document.documentElement)
+    .getPropertyValue("--blue")
+    .trim()
+    .split(/\s+/)
+    .map(Number);
   for (let i = 0; i < rows * rows; i++) {
     image.data[4 * i] = r;
     image.data[4 * i + 1] = g;
@@ -79,14 +85,18 @@ const NOT_DRAWN = "input, select, textarea, .unseen, button:not(.map, .grid *, .
 
 /** Whatever a part of the page shows, as one SVG: its backgrounds, borders below, texts, canvases and drawings. */
 function asSVG(part) {
-  const page = part.getBoundingClientRect(), rest = { width: page.width, height: page.height };
+  const page = part.getBoundingClientRect(),
+    rest = { width: page.width, height: page.height };
   // In a document of its own, which loads nothing: the page's policy allows no images.
-  const drawing = document.implementation.createDocument(null, null).adoptNode(s("svg", { viewBox: `0 0 ${page.width} ${page.height}`, ...rest }));
+  const drawing = document.implementation
+    .createDocument(null, null)
+    .adoptNode(s("svg", { viewBox: `0 0 ${page.width} ${page.height}`, ...rest }));
   const at = (box) => ({ x: box.left - page.left, y: box.top - page.top, width: box.width, height: box.height });
   const seen = (colour) => !/^(transparent|rgba\(.*, 0\))$|\/ 0\)$/.test(colour);
   drawing.append(s("rect", { ...rest, fill: getComputedStyle(document.body).backgroundColor }));
   const walk = (element) => {
-    const style = getComputedStyle(element), box = element.getBoundingClientRect();
+    const style = getComputedStyle(element),
+      box = element.getBoundingClientRect();
     if (style.display === "none" || style.visibility === "hidden" || element.matches(NOT_DRAWN)) return;
     if (element instanceof HTMLCanvasElement) {
       const image = s("image", { ...at(box), "image-rendering": "pixelated" });
@@ -95,10 +105,19 @@ function asSVG(part) {
       return;
     }
     if (element instanceof SVGElement) {
-      const copy = element.cloneNode(true), originals = element.querySelectorAll("*");
+      const copy = element.cloneNode(true),
+        originals = element.querySelectorAll("*");
       for (const [i, node] of copy.querySelectorAll("*").entries()) {
         const look = getComputedStyle(originals[i]);
-        for (const name of ["fill", "stroke", "stroke-width", "font-size", "font-family", "text-anchor", "fill-opacity"])
+        for (const name of [
+          "fill",
+          "stroke",
+          "stroke-width",
+          "font-size",
+          "font-family",
+          "text-anchor",
+          "fill-opacity",
+        ])
           node.setAttribute(name, look.getPropertyValue(name));
       }
       for (const [name, value] of Object.entries(at(box))) copy.setAttribute(name, value);
@@ -109,14 +128,27 @@ function asSVG(part) {
     for (const child of element.childNodes) {
       if (child.nodeType === Node.ELEMENT_NODE) walk(child);
       if (child.nodeType !== Node.TEXT_NODE || !child.data.trim()) continue;
-      for (const match of child.data.matchAll(/\S+/g)) { // what XML can't hold is shown as it is elsewhere
+      for (const match of child.data.matchAll(/\S+/g)) {
+        // what XML can't hold is shown as it is elsewhere
         const range = document.createRange();
         range.setStart(child, match.index);
         range.setEnd(child, match.index + match[0].length);
-        const word = at(range.getBoundingClientRect()), size = parseFloat(style.fontSize);
-        const look = { fill: style.color, "font-size": size, "font-family": style.fontFamily, "font-weight": style.fontWeight };
+        const word = at(range.getBoundingClientRect()),
+          size = parseFloat(style.fontSize);
+        const look = {
+          fill: style.color,
+          "font-size": size,
+          "font-family": style.fontFamily,
+          "font-weight": style.fontWeight,
+        };
         const y = word.y + word.height / 2 + 0.35 * size;
-        drawing.append(s("text", { x: word.x, y, textLength: word.width || 1, ...look }, match[0].replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, visible)));
+        drawing.append(
+          s(
+            "text",
+            { x: word.x, y, textLength: word.width || 1, ...look },
+            match[0].replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, visible),
+          ),
+        );
       }
     }
   };

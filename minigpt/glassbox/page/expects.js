@@ -15,30 +15,80 @@ const expects = {
   build() {
     this.list = h("ol", { className: "bars", "aria-label": "All characters by probability", tabIndex: 0 });
     this.bars = contents.labels.map((label, id) => {
-      const bar = h("i", { className: "model" }), drawn = h("i", { className: "drawn" });
+      const bar = h("i", { className: "model" }),
+        drawn = h("i", { className: "drawn" });
       const value = h("span", { className: "value" });
-      return { id, bar, drawn, value, row: h("li", { onclick: () => this.add([id]), title: "Write this one" },
-        h("code", {}, visible(label)), h("span", { className: "track" }, bar, drawn), value) };
+      return {
+        id,
+        bar,
+        drawn,
+        value,
+        row: h(
+          "li",
+          { onclick: () => this.add([id]), title: "Write this one" },
+          h("code", {}, visible(label)),
+          h("span", { className: "track" }, bar, drawn),
+          value,
+        ),
+      };
     });
     this.list.append(...this.bars.map(({ row }) => row));
     this.sliders = SLIDERS.map(([name, label, least, most, step, title]) => {
       const output = h("output", { for: `slider-${name}` });
-      const input = h("input", { id: `slider-${name}`, type: "range", min: least, max: most ?? contents.labels.length, step,
+      const input = h("input", {
+        id: `slider-${name}`,
+        type: "range",
+        min: least,
+        max: most ?? contents.labels.length,
+        step,
         "aria-describedby": `slider-${name}-help`,
-        oninput: () => go({ [name]: Number(input.value) }) });
-      return { name, input, output, row: h("div", { className: "slider", title }, h("label", { for: input.id }, label), input, output,
-        h("span", { id: `slider-${name}-help`, className: "unseen" }, title)) };
+        oninput: () => go({ [name]: Number(input.value) }),
+      });
+      return {
+        name,
+        input,
+        output,
+        row: h(
+          "div",
+          { className: "slider", title },
+          h("label", { for: input.id }, label),
+          input,
+          output,
+          h("span", { id: `slider-${name}-help`, className: "unseen" }, title),
+        ),
+      };
     });
     this.stepButton = h("button", { id: "step", onclick: () => this.write(1) }, "Step");
-    this.writeButton = h("button", { id: "write", onclick: () => (this.writing ? this.stop() : this.write(Infinity)) }, "Write");
-    return h("section", { id: "expects-panel", "aria-labelledby": "expects-name" },
-      h("div", { className: "bar" }, h("h2", { id: "expects-name" }, "What comes next?"),
-        exports("expects-panel", () => ({ after: this.after(), expected: this.numbers() }))),
+    this.writeButton = h(
+      "button",
+      { id: "write", onclick: () => (this.writing ? this.stop() : this.write(Infinity)) },
+      "Write",
+    );
+    return h(
+      "section",
+      { id: "expects-panel", "aria-labelledby": "expects-name" },
+      h(
+        "div",
+        { className: "bar" },
+        h("h2", { id: "expects-name" }, "What comes next?"),
+        exports("expects-panel", () => ({ after: this.after(), expected: this.numbers() })),
+      ),
       h("p", { id: "expects-says", "aria-live": "polite" }),
       h("div", { className: "buttons" }, this.stepButton, this.writeButton),
       this.list,
-      h("p", { id: "key" }, h("span", {}, h("i", { className: "model" }), "the model"), h("span", {}, h("i", { className: "drawn" }), "what is drawn from")),
-      h("details", { id: "sliders", open: true }, h("summary", {}, "How it is drawn"), this.sliders.map(({ row }) => row)));
+      h(
+        "p",
+        { id: "key" },
+        h("span", {}, h("i", { className: "model" }), "the model"),
+        h("span", {}, h("i", { className: "drawn" }), "what is drawn from"),
+      ),
+      h(
+        "details",
+        { id: "sliders", open: true },
+        h("summary", {}, "How it is drawn"),
+        this.sliders.map(({ row }) => row),
+      ),
+    );
   },
 
   /** The position whose logits the bars show, in the window; below 0 where there is none. */
@@ -49,18 +99,26 @@ const expects = {
   after: () => Array.from(state.text).slice(0, state.at).join(""),
 
   numbers() {
-    const logits = this.logits(), plain = probabilities(logits), drawn = probabilities(logits, this.sampling());
+    const logits = this.logits(),
+      plain = probabilities(logits),
+      drawn = probabilities(logits, this.sampling());
     return contents.labels.map((label, id) => ({ token: label, probability: plain[id], drawn_with: drawn[id] }));
   },
 
   /** The logits after the cursor; of an empty text those after what stands before every text. */
   logits() {
-    const V = contents.labels.length, t = view.tokens.ids.length ? this.position() : 0;
+    const V = contents.labels.length,
+      t = view.tokens.ids.length ? this.position() : 0;
     return view.read.logits.subarray(t * V, (t + 1) * V);
   },
 
   sampling() {
-    return { temperature: state.temperature, top_k: state.top_k || null, top_p: state.top_p < 1 ? state.top_p : null, min_p: state.min_p || null };
+    return {
+      temperature: state.temperature,
+      top_k: state.top_k || null,
+      top_p: state.top_p < 1 ? state.top_p : null,
+      min_p: state.min_p || null,
+    };
   },
 
   drawSliders() {
@@ -73,18 +131,31 @@ const expects = {
 
   draw() {
     this.drawSliders();
-    const says = document.getElementById("expects-says"), t = this.position();
+    const says = document.getElementById("expects-says"),
+      t = this.position();
     const ready = !view.tokens.ids.length || (t >= 0 && t < view.read.surprisal.length);
     this.list.hidden = !ready;
     if (!ready) {
-      says.textContent = t < 0 ? "Nothing that the model sees stands before the cursor. Put it behind a character." : "…";
+      says.textContent =
+        t < 0 ? "Nothing that the model sees stands before the cursor. Put it behind a character." : "…";
       return;
     }
-    const logits = this.logits(), plain = probabilities(logits), drawn = probabilities(logits, this.sampling());
-    const order = [...this.bars].sort((a, b) => logits[b.id] - logits[a.id] || a.id - b.id), most = Math.max(...plain, ...drawn);
+    const logits = this.logits(),
+      plain = probabilities(logits),
+      drawn = probabilities(logits, this.sampling());
+    const order = [...this.bars].sort((a, b) => logits[b.id] - logits[a.id] || a.id - b.id),
+      most = Math.max(...plain, ...drawn);
     const [first] = order;
-    const after = view.tokens.ids.length ? contents.labels[view.tokens.ids[t + view.start]] : contents.labels[contents.start];
-    says.replaceChildren("After ", token(after), " the model expects ", token(contents.labels[first.id]), ` (${percent(plain[first.id])}).`);
+    const after = view.tokens.ids.length
+      ? contents.labels[view.tokens.ids[t + view.start]]
+      : contents.labels[contents.start];
+    says.replaceChildren(
+      "After ",
+      token(after),
+      " the model expects ",
+      token(contents.labels[first.id]),
+      ` (${percent(plain[first.id])}).`,
+    );
     order.forEach(({ id, bar, drawn: other, value, row }, i) => {
       if (this.list.children[i] !== row) this.list.insertBefore(row, this.list.children[i] ?? null);
       bar.style.width = `${(100 * plain[id]) / most}%`;
@@ -124,13 +195,25 @@ const expects = {
     let chunk = 1;
     try {
       const { block_size } = contents.config;
-      for (let left = tokens; (left > 0 || this.waiting().length) && this.writing === mine && state.text.length < MOST; ) {
-        const before = [...tokensOf(this.after()).ids, ...this.waiting()], started = performance.now();
+      for (
+        let left = tokens;
+        (left > 0 || this.waiting().length) && this.writing === mine && state.text.length < MOST;
+      ) {
+        const before = [...tokensOf(this.after()).ids, ...this.waiting()],
+          started = performance.now();
         const ids = (before.length ? before : [contents.start]).slice(windowStart(before.length, block_size));
         // Not beyond the window at once: where it moves on, a patch has another place.
-        const size = Math.min(Math.max(left, 1), chunk, block_size - ids.length + 1), draws = Array.from({ length: size }, Math.random);
+        const size = Math.min(Math.max(left, 1), chunk, block_size - ids.length + 1),
+          draws = Array.from({ length: size }, Math.random);
         const base = { ...view.base, interventions: within(view.base.interventions, ids.length) };
-        const answer = await ask("write", { ...base, ids, ...this.sampling(), never: contents.unknown, count: size, draws });
+        const answer = await ask("write", {
+          ...base,
+          ids,
+          ...this.sampling(),
+          never: contents.unknown,
+          count: size,
+          draws,
+        });
         if (this.writing !== mine) return;
         this.add(answer.ids);
         left -= size;

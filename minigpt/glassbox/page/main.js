@@ -2,7 +2,17 @@
 
 // In the middle one of these is shown; "expects" and "time" have places of their own, but for the projector.
 const PANELS = ["guide", "heads", "lens", "attribution", "patching", "occurrences", "copied", "expects", "time"];
-const NAMES = { guide: "Guide", heads: "Head", lens: "Lens", attribution: "Why", patching: "Patching", occurrences: "Where", copied: "Copied", expects: "Next", time: "Training" };
+const NAMES = {
+  guide: "Guide",
+  heads: "Head",
+  lens: "Lens",
+  attribution: "Why",
+  patching: "Patching",
+  occurrences: "Where",
+  copied: "Copied",
+  expects: "Next",
+  time: "Training",
+};
 const OF_DEPTH = {
   student: ["guide", "heads"],
   projector: ["expects", "heads", "lens", "time", "guide"],
@@ -11,7 +21,8 @@ const OF_DEPTH = {
 
 // A page that explain wrote has the weights inside; one that explore serves asks for them.
 const served = typeof document !== "undefined" && !document.getElementById(`weights-${contents.main}`);
-let backend = null, engine = null;
+let backend = null,
+  engine = null;
 
 /** What is computed for the state as it is now. */
 const view = { base: { ids: [], interventions: [] }, tokens: null, ids: [], start: 0, read: null, plain: null };
@@ -33,7 +44,10 @@ function go(changes) {
   state.text = tidy(state.text);
   state.other = tidy(state.other);
   clearTimeout(go.timer); // browsers allow a link to change only so often
-  go.timer = setTimeout(() => history.replaceState(null, "", asLink() === "#" ? location.pathname + location.search : asLink()), 250);
+  go.timer = setTimeout(
+    () => history.replaceState(null, "", asLink() === "#" ? location.pathname + location.search : asLink()),
+    250,
+  );
   return update();
 }
 
@@ -81,7 +95,10 @@ async function update() {
 /** Whatever is not waited for: what the text costs unchanged, and without each head. */
 async function later(base) {
   if (base !== view.base || expects.writing) return;
-  const { surprisal } = base.interventions.length && base.ids.length ? await askLater("read", { ...base, interventions: [] }) : { surprisal: [] };
+  const { surprisal } =
+    base.interventions.length && base.ids.length
+      ? await askLater("read", { ...base, interventions: [] })
+      : { surprisal: [] };
   if (base !== view.base) return;
   view.plain = surprisal.reduce((sum, nats) => (Number.isFinite(nats) ? sum + nats : sum), 0) || null;
   text.drawSurprisal();
@@ -94,10 +111,16 @@ async function later(base) {
 
 /** The surprisal of the text. Where a whole window would take long, it is shown as it comes. */
 async function readText(base) {
-  const ids = base.ids.length ? base.ids : [contents.start], pieces = slow() ? Math.ceil(ids.length / 32) : 1;
+  const ids = base.ids.length ? base.ids : [contents.start],
+    pieces = slow() ? Math.ceil(ids.length / 32) : 1;
   for (let i = 1; i <= pieces; i++) {
-    const upTo = Math.round((ids.length * i) / pieces), started = performance.now();
-    const read = await ask("read", { ...base, ids: ids.slice(0, upTo), interventions: within(base.interventions, upTo) });
+    const upTo = Math.round((ids.length * i) / pieces),
+      started = performance.now();
+    const read = await ask("read", {
+      ...base,
+      ids: ids.slice(0, upTo),
+      interventions: within(base.interventions, upTo),
+    });
     if (base !== view.base) return;
     view.read = read;
     readText.rate = Math.max((performance.now() - started) / upTo, (readText.rate ?? 0) * 0.9);
@@ -120,7 +143,9 @@ function failed(error) {
 
 /** Recompute what PyTorch computed when the page was made, and show how far the two lie apart. */
 async function prove() {
-  const badge = document.getElementById("badge"), step = (prove.step = state.step), { probe } = contents.models.find((it) => it.step === step);
+  const badge = document.getElementById("badge"),
+    step = (prove.step = state.step),
+    { probe } = contents.models.find((it) => it.step === step);
   if (backend !== engine) {
     badge.className = "good";
     badge.textContent = "computed by PyTorch";
@@ -130,8 +155,12 @@ async function prove() {
   const { worst, first } = await ask("probe", { step, ...probe });
   if (step !== state.step) return;
   badge.className = first === null ? "good" : "bad";
-  badge.textContent = first === null ? `agrees with PyTorch to ${worst.toExponential(0).replace("e-", "e−")}` : `differs from PyTorch, first in ${first}: by ${worst.toPrecision(2)}`;
-  badge.title = "The page has just recomputed a text whose activations PyTorch had computed: the largest difference, as a part of the largest value.";
+  badge.textContent =
+    first === null
+      ? `agrees with PyTorch to ${worst.toExponential(0).replace("e-", "e−")}`
+      : `differs from PyTorch, first in ${first}: by ${worst.toPrecision(2)}`;
+  badge.title =
+    "The page has just recomputed a text whose activations PyTorch had computed: the largest difference, as a part of the largest value.";
 }
 
 const tabs = new Map();
@@ -141,41 +170,94 @@ function drawTabs() {
     tab.setAttribute("aria-pressed", String(name === current()));
     tab.hidden = !OF_DEPTH[state.depth].includes(name);
   }
-  for (const depth of DEPTHS) document.getElementById(`depth-${depth}`).setAttribute("aria-pressed", String(depth === state.depth));
+  for (const depth of DEPTHS)
+    document.getElementById(`depth-${depth}`).setAttribute("aria-pressed", String(depth === state.depth));
 }
 
 function build() {
-  for (const name of PANELS) tabs.set(name, h("button", { "data-panel": name, onclick: () => go({ panel: name }) }, NAMES[name]));
-  const depths = DEPTHS.map((depth) => h("button", { id: `depth-${depth}`, onclick: () => go({ depth }) }, depth[0].toUpperCase() + depth.slice(1)));
-  const link = h("button", { id: "link", title: "Copy a link to what is shown now", onclick: async () => {
-    history.replaceState(null, "", asLink());
-    await navigator.clipboard?.writeText(location.href).catch(() => {});
-    link.textContent = "Link is in the address";
-    setTimeout(() => (link.textContent = "Link"), 1500);
-  } }, "Link");
-  const facts = [`${count(contents.parameters)} parameters`, `${contents.config.n_layer} blocks of ${contents.config.n_head} heads`, `${contents.config.n_embd} channels`, `a window of ${contents.config.block_size}`];
+  for (const name of PANELS)
+    tabs.set(name, h("button", { "data-panel": name, onclick: () => go({ panel: name }) }, NAMES[name]));
+  const depths = DEPTHS.map((depth) =>
+    h("button", { id: `depth-${depth}`, onclick: () => go({ depth }) }, depth[0].toUpperCase() + depth.slice(1)),
+  );
+  const link = h(
+    "button",
+    {
+      id: "link",
+      title: "Copy a link to what is shown now",
+      onclick: async () => {
+        history.replaceState(null, "", asLink());
+        await navigator.clipboard?.writeText(location.href).catch(() => {});
+        link.textContent = "Link is in the address";
+        setTimeout(() => (link.textContent = "Link"), 1500);
+      },
+    },
+    "Link",
+  );
+  const facts = [
+    `${count(contents.parameters)} parameters`,
+    `${contents.config.n_layer} blocks of ${contents.config.n_head} heads`,
+    `${contents.config.n_embd} channels`,
+    `a window of ${contents.config.block_size}`,
+  ];
   document.getElementById("page").replaceChildren(
-    h("header", {}, h("h1", {}, contents.name), h("p", { className: "facts", title: facts.join(", ") }, facts[0]),
+    h(
+      "header",
+      {},
+      h("h1", {}, contents.name),
+      h("p", { className: "facts", title: facts.join(", ") }, facts[0]),
       h("p", { id: "badge", role: "status" }, "checking …"),
-      h("nav", { "aria-label": "For whom" }, depths), link),
-    text.build(), heads.build(),
-    h("section", { id: "middle", "aria-label": "A closer look" }, h("nav", { className: "tabs", "aria-label": "A closer look" }, [...tabs.values()]),
-      guide.build(), heads.buildPanel(), lens.build(), attribution.build(), patching.build(), occurrences.build(), copied.build()),
-    expects.build(), time.build(),
-    h("footer", {}, h("details", {}, h("summary", {}, "What this page holds, and what is missing"),
-      h("ul", {}, [...contents.embeds, ...contents.missing].map((it) => h("li", {}, it)))), h("p", {}, `The first text: ${contents.text_from}`)),
-    tip.build());
+      h("nav", { "aria-label": "For whom" }, depths),
+      link,
+    ),
+    text.build(),
+    heads.build(),
+    h(
+      "section",
+      { id: "middle", "aria-label": "A closer look" },
+      h("nav", { className: "tabs", "aria-label": "A closer look" }, [...tabs.values()]),
+      guide.build(),
+      heads.buildPanel(),
+      lens.build(),
+      attribution.build(),
+      patching.build(),
+      occurrences.build(),
+      copied.build(),
+    ),
+    expects.build(),
+    time.build(),
+    h(
+      "footer",
+      {},
+      h(
+        "details",
+        {},
+        h("summary", {}, "What this page holds, and what is missing"),
+        h(
+          "ul",
+          {},
+          [...contents.embeds, ...contents.missing].map((it) => h("li", {}, it)),
+        ),
+      ),
+      h("p", {}, `The first text: ${contents.text_from}`),
+    ),
+    tip.build(),
+  );
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") expects.stop(), tip.show(null);
+    if (event.key === "Escape") (expects.stop(), tip.show(null));
     if (state.depth !== "projector" || event.target.matches("textarea, input, select, .map, .links")) return;
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key], panels = OF_DEPTH.projector;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key],
+      panels = OF_DEPTH.projector;
     if (by) go({ panel: panels[(panels.indexOf(current()) + by + panels.length) % panels.length] });
   });
   addEventListener("hashchange", () => {
     fromLink(location.hash);
     update();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => heads.maps && (heads.drawMaps(), heads.drawChosen()));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener(
+    "change",
+    () => heads.maps && (heads.drawMaps(), heads.drawChosen()),
+  );
 }
 
 /** Follow a run that is still training: its new frames and its curves, as they appear; and what takes the server long. */

@@ -4,12 +4,16 @@ const contents = typeof document === "undefined" ? null : JSON.parse(document.ge
 
 /** The text as tokens: `ids`, of each token the character it belongs to, and of each character where its tokens end. */
 function tokensOf(text) {
-  const ids = [], characterOf = [], ends = [], unknown = new Set(), characters = Array.from(text);
+  const ids = [],
+    characterOf = [],
+    ends = [],
+    unknown = new Set(),
+    characters = Array.from(text);
   const bytes = contents.bytes && new TextEncoder();
   characters.forEach((character, i) => {
     const found = bytes ? [...bytes.encode(character)] : [idOf.get(character) ?? contents.unknown];
     if (found[0] === null || found[0] === undefined) unknown.add(character);
-    else for (const id of found) ids.push(id), characterOf.push(i);
+    else for (const id of found) (ids.push(id), characterOf.push(i));
     ends.push(ids.length);
   });
   return { ids, characterOf, ends, unknown, characters };
@@ -26,12 +30,30 @@ function windowStart(length, block_size) {
 const MOST = 5000; // UTF-16 units of the text: with more the page gets slow, and the model sees no more than its window
 
 /** Text as a text area and a link keep it: lines end in \n, no half of a surrogate pair is alone, and it isn't too long. */
-const tidy = (text) => text.replaceAll(/\r\n?/g, "\n").slice(0, MOST).replaceAll(/\p{Surrogate}/gu, "\ufffd");
+const tidy = (text) =>
+  text
+    .replaceAll(/\r\n?/g, "\n")
+    .slice(0, MOST)
+    .replaceAll(/\p{Surrogate}/gu, "\ufffd");
 
 const DEPTHS = ["student", "projector", "researcher"];
 const DEFAULTS = {
-  text: tidy(contents?.text ?? ""), at: -1, head: "", off: [], patch: "", other: "", chosen: "", against: "",
-  temperature: 0.8, top_k: 0, top_p: 1, min_p: 0, step: contents?.main, depth: "student", panel: "guide", card: 1,
+  text: tidy(contents?.text ?? ""),
+  at: -1,
+  head: "",
+  off: [],
+  patch: "",
+  other: "",
+  chosen: "",
+  against: "",
+  temperature: 0.8,
+  top_k: 0,
+  top_p: 1,
+  min_p: 0,
+  step: contents?.main,
+  depth: "student",
+  panel: "guide",
+  card: 1,
 };
 const state = { ...DEFAULTS };
 
@@ -62,8 +84,15 @@ function fromLink(hash) {
   among("depth", DEPTHS);
   among("panel", PANELS);
   among("card", [0, 1, 2, 3, 4, 5]);
-  among("step", contents.models.map((model) => model.step));
-  for (const [name, least, most] of [["temperature", 0, 2], ["top_p", 0.01, 1], ["min_p", 0, 0.99]])
+  among(
+    "step",
+    contents.models.map((model) => model.step),
+  );
+  for (const [name, least, most] of [
+    ["temperature", 0, 2],
+    ["top_p", 0.01, 1],
+    ["min_p", 0, 0.99],
+  ])
     state[name] = Math.min(most, Math.max(least, state[name]));
   state.top_k = Math.min(contents.labels.length, Math.max(0, Math.round(state.top_k)));
   state.text = tidy(state.text);
@@ -79,7 +108,8 @@ const within = (interventions, n) => interventions.filter((it) => !it.positions 
 function interventionOf(name) {
   const parts = name.match(/^([hfab])(\d+)(?:\.(\d+))?$/);
   if (!parts || (parts[1] === "h") !== (parts[3] !== undefined)) return null;
-  const layer = Number(parts[2]), index = parts[3] === undefined ? null : Number(parts[3]);
+  const layer = Number(parts[2]),
+    index = parts[3] === undefined ? null : Number(parts[3]);
   if (layer >= contents.config.n_layer || index >= contents.config.n_head) return null;
   const part = { h: "head", f: "feed_forward", a: "attention", b: "block" }[parts[1]];
   return { part, layer, index, positions: null, scale: 0, mean_of: null, patch_from: null };

@@ -9,7 +9,12 @@ const text = {
   build() {
     this.mirror = h("div", { className: "mirror", "aria-hidden": "true" });
     this.area = h("textarea", {
-      id: "text", spellcheck: false, rows: 1, maxLength: MOST, autocapitalize: "off", autocomplete: "off",
+      id: "text",
+      spellcheck: false,
+      rows: 1,
+      maxLength: MOST,
+      autocapitalize: "off",
+      autocomplete: "off",
       "aria-describedby": "text-says text-help",
       oninput: () => go({ text: this.area.value, at: this.caret(), head: state.head }),
       onmousemove: (event) => this.point(event),
@@ -18,16 +23,31 @@ const text = {
     document.addEventListener("selectionchange", () => {
       if (document.activeElement === this.area && this.caret() !== state.at) go({ at: this.caret() });
     });
-    return h("section", { id: "text-panel", "aria-labelledby": "text-name" },
-      h("div", { className: "bar" },
+    return h(
+      "section",
+      { id: "text-panel", "aria-labelledby": "text-name" },
+      h(
+        "div",
+        { className: "bar" },
         h("h2", { id: "text-name" }, h("label", { for: "text" }, "The text: change it")),
         h("p", { id: "text-says", className: "says" }),
-        h("p", { className: "legend", "aria-hidden": "true" }, "expected ",
-          Array.from({ length: 10 }, (_, i) => h("i", { className: `s${i}` })), " a surprise of 8 bits"),
-        exports("text-panel", () => ({ text: state.text, surprisal_nats: Array.from(view.read?.surprisal ?? []) }))),
-      h("p", { id: "text-help", className: "unseen" }, "Each character is coloured by how much it surprised the model."),
+        h(
+          "p",
+          { className: "legend", "aria-hidden": "true" },
+          "expected ",
+          Array.from({ length: 10 }, (_, i) => h("i", { className: `s${i}` })),
+          " a surprise of 8 bits",
+        ),
+        exports("text-panel", () => ({ text: state.text, surprisal_nats: Array.from(view.read?.surprisal ?? []) })),
+      ),
+      h(
+        "p",
+        { id: "text-help", className: "unseen" },
+        "Each character is coloured by how much it surprised the model.",
+      ),
       h("div", { className: "editor" }, this.mirror, this.area),
-      h("p", { id: "text-warns", className: "warns", role: "status" }));
+      h("p", { id: "text-warns", className: "warns", role: "status" }),
+    );
   },
 
   /** Characters before the caret; the text area counts UTF-16 units. */
@@ -59,9 +79,13 @@ const text = {
     this.mirror.append(this.last);
     const warnings = [];
     if (unknown.size)
-      warnings.push(`The model doesn't know ${[...unknown].slice(0, 8).map(visible).join(" ")}: it was never in its training text, and is left out.`);
+      warnings.push(
+        `The model doesn't know ${[...unknown].slice(0, 8).map(visible).join(" ")}: it was never in its training text, and is left out.`,
+      );
     if (view.start > 0)
-      warnings.push(`The model sees ${count(view.ids.length)} ${contents.unit}s at most: what is grey lies before its window.`);
+      warnings.push(
+        `The model sees ${count(view.ids.length)} ${contents.unit}s at most: what is grey lies before its window.`,
+      );
     if (state.text.length >= MOST) warnings.push(`The text is full: the page takes ${count(MOST)} characters.`);
     const warns = document.getElementById("text-warns");
     if (warns.textContent !== warnings.join(" ")) warns.textContent = warnings.join(" ");
@@ -69,21 +93,26 @@ const text = {
 
   /** The colours of surprise, as far as they are computed. */
   drawSurprisal() {
-    const { surprisal } = view.read, { characters, ends } = view.tokens;
-    let sum = 0, known = 0;
+    const { surprisal } = view.read,
+      { characters, ends } = view.tokens;
+    let sum = 0,
+      known = 0;
     for (let i = 0, t = 0; i < characters.length; i++) {
-      let cost = 0, priced = t < ends[i]; // what the model doesn't know has no token
+      let cost = 0,
+        priced = t < ends[i]; // what the model doesn't know has no token
       for (; t < ends[i]; t++) {
         const nats = surprisal[t - view.start];
-        if (Number.isFinite(nats)) cost += nats, sum += nats, known++;
+        if (Number.isFinite(nats)) ((cost += nats), (sum += nats), known++);
         else priced = false;
       }
       this.shown[i].className = priced ? level(cost) : "s0";
       this.shown[i].dataset.nats = priced ? cost : "";
     }
     const says = known ? `${bits(sum / known)} bits a ${contents.unit} on average` : "Type something.";
-    const changed = view.base.interventions.length && view.plain && known
-      ? `, ${signed((sum - view.plain) / known / BITS)} by your changes` : "";
+    const changed =
+      view.base.interventions.length && view.plain && known
+        ? `, ${signed((sum - view.plain) / known / BITS)} by your changes`
+        : "";
     document.getElementById("text-says").textContent = says + changed;
     view.loss = known ? sum / known : null;
   },
@@ -103,20 +132,29 @@ const text = {
 
   /** What a character cost, and what was expected in its place. */
   about(i) {
-    const t = (i ? view.tokens.ends[i - 1] : 0) - view.start, nats = this.shown[i].dataset.nats;
-    if (view.tokens.unknown.has(view.tokens.characters[i])) return ["The model doesn't know this character: it is left out."];
+    const t = (i ? view.tokens.ends[i - 1] : 0) - view.start,
+      nats = this.shown[i].dataset.nats;
+    if (view.tokens.unknown.has(view.tokens.characters[i]))
+      return ["The model doesn't know this character: it is left out."];
     if (t <= 0 || !nats) return ["Nothing comes before it in the window, so nothing predicts it."];
     const guesses = likeliest(view.read.logits, t - 1, 3);
-    return [token(view.tokens.characters[i]), ` cost ${bits(Number(nats))} bits. Expected: `,
-      guesses.flatMap(([id, p]) => [token(contents.labels[id]), ` ${percent(p)} `])];
+    return [
+      token(view.tokens.characters[i]),
+      ` cost ${bits(Number(nats))} bits. Expected: `,
+      guesses.flatMap(([id, p]) => [token(contents.labels[id]), ` ${percent(p)} `]),
+    ];
   },
 };
 
 /** The likeliest tokens of a row of logits, each with its probability. */
 function likeliest(logits_TV, t, most) {
-  const V = contents.labels.length, row = logits_TV.subarray(t * V, (t + 1) * V);
+  const V = contents.labels.length,
+    row = logits_TV.subarray(t * V, (t + 1) * V);
   const probs = probabilities(row);
-  return Array.from(row.keys()).sort((a, b) => row[b] - row[a]).slice(0, most).map((id) => [id, probs[id]]);
+  return Array.from(row.keys())
+    .sort((a, b) => row[b] - row[a])
+    .slice(0, most)
+    .map((id) => [id, probs[id]]);
 }
 
 /** A few words beside what the mouse rests on. */
@@ -128,7 +166,8 @@ const tip = {
     this.box.hidden = !element;
     if (!element) return;
     this.box.replaceChildren(...words().flat(9));
-    const at = element.getBoundingClientRect(), { width, height } = this.box.getBoundingClientRect();
+    const at = element.getBoundingClientRect(),
+      { width, height } = this.box.getBoundingClientRect();
     const below = at.bottom + 6 + height < innerHeight;
     this.box.style.left = `${Math.max(4, Math.min(innerWidth - width - 4, at.left - 20))}px`;
     this.box.style.top = `${below ? at.bottom + 6 : at.top - height - 6}px`;
@@ -138,12 +177,34 @@ const tip = {
 /** Buttons that give a part of the page away: as a drawing, and its numbers. */
 function exports(id, numbers) {
   const name = (ending) => `${contents.name.replaceAll(/[^\w.-]+/g, "-")}-${id.replace("-panel", "")}.${ending}`;
-  return h("span", { className: "exports" },
-    h("button", { "aria-label": "Save this figure as SVG", title: "Save this figure as SVG",
-      onclick: () => save(name("svg"), asSVG(document.getElementById(id)), "image/svg+xml") }, "SVG"),
-    h("button", { "aria-label": "Save these numbers as JSON", title: "Save these numbers as JSON",
-      onclick: () => save(name("json"), JSON.stringify({ ...about(), ...numbers() }, null, 1), "application/json") }, "JSON"));
+  return h(
+    "span",
+    { className: "exports" },
+    h(
+      "button",
+      {
+        "aria-label": "Save this figure as SVG",
+        title: "Save this figure as SVG",
+        onclick: () => save(name("svg"), asSVG(document.getElementById(id)), "image/svg+xml"),
+      },
+      "SVG",
+    ),
+    h(
+      "button",
+      {
+        "aria-label": "Save these numbers as JSON",
+        title: "Save these numbers as JSON",
+        onclick: () => save(name("json"), JSON.stringify({ ...about(), ...numbers() }, null, 1), "application/json"),
+      },
+      "JSON",
+    ),
+  );
 }
 
 /** What numbers that leave the page are about. */
-const about = () => ({ model: contents.name, step: state.step, text: state.text, interventions: view.base.interventions });
+const about = () => ({
+  model: contents.name,
+  step: state.step,
+  text: state.text,
+  interventions: view.base.interventions,
+});
