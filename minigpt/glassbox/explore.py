@@ -168,11 +168,9 @@ class Shown:
         found: tuple[Any, Any] = None, None
         try:
             history = probe = None
-            if self.folder and path.parent == self.folder.film:
-                frame = read_frame(step, path)
-                gpt, history = frame.gpt, explain.plain(explain.seen_at(frame))
-            else:
-                gpt = self.answers.load(path).gpt
+            gpt = self.answers.load(path).gpt
+            if self.folder and step in (frames := self.folder.frames()):  # it may be the main model's
+                history = explain.plain(explain.seen_at(read_frame(step, frames[step])))
             if self.found["compute"] == "page":
                 probe = explain.plain(explain.probe(explain.rounded(gpt, "float32"), self._ids))
             found = {"step": step, "probe": probe}, history
