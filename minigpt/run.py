@@ -92,8 +92,12 @@ class RunFolder:
                     copied_whole(frame, self.frame(step))
             for curves in (*home.path.glob("events.out.tfevents.*"), *home.path.glob(METRICS)):
                 shutil.copy2(curves, self.path)
+        self.note_parent(path, checkpoint["global_step"])
+
+    def note_parent(self, path: Path, step: int, **more: str) -> None:
+        """Keep which checkpoint the run began with, in :attr:`parent`."""
         with written_whole(self.parent) as file:
-            file.write(json.dumps({"parent": str(path), "parent_step": checkpoint["global_step"]}).encode())
+            file.write(json.dumps({"parent": str(path), "parent_step": step, **more}).encode())
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
