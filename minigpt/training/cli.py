@@ -191,8 +191,9 @@ class MiniGPTCLI(LightningCLI):
         self.checkpoint = checkpoint = read_checkpoint(path)
         if self.command == "fit" and "film" in checkpoint:
             raise UserError(
-                f"{path} is a frame of a film. It has the weights alone, in float16, so no run can go on from it; "
-                "it can write and be scored. To train further, name a checkpoint of the run: last or best."
+                f"{path} is a frame of a film. It has the weights alone, in float16, so no run can resume from it; "
+                "it can write and be scored. To train further, name a checkpoint of the run: last or best. Or begin a "
+                "new run with its weights: --init_from."
             )
         parts = set(PARTS.split()) - ({"loops", "optimizer_states", "lr_schedulers"} if "film" in checkpoint else set())
         if missing := parts - checkpoint.keys():
