@@ -43,6 +43,7 @@ class Parent:
         if kind not in ("char", "byte"):
             raise UserError(f"{path} reads text by the tokenizer {kind}; fit trains on characters and bytes only.")
         self.gpt, self.tokenizer = load_gpt(path)
+        self.config = self.gpt.config
         if not all(weight.isfinite().all() for weight in self.gpt.parameters()):
             raise UserError(f"Weights in {path} are not finite: its run diverged. Take an earlier checkpoint.")
 
@@ -56,7 +57,7 @@ class Parent:
     def check(self, settings: Any) -> None:
         """Raise a UserError where settings contradict the shape, or lack what no parent has."""
         own = {"data.tokenizer": self.checkpoint["hyper_parameters"].get("tokenizer", "char")}
-        own |= {key: getattr(self.gpt.config, key.removeprefix("model.")) for key in SHAPE[1:]}
+        own |= {key: getattr(self.config, key.removeprefix("model.")) for key in SHAPE[1:]}
         for key, value in own.items():
             if settings[key] != value:
                 raise UserError(
@@ -112,6 +113,7 @@ class Parent:
                 )
             rows = min(len(new), len(old))
             new[:rows] = old[:rows]
+        del self.gpt  # the memory is needed for training
 
     def news(self, data: CharDataModule) -> Iterator[str]:
         """What a user should know of how the model is enlarged for a text."""
@@ -124,5 +126,5 @@ class Parent:
                 f"{f': {name_characters(new)}' if new else ''}{', the unknown symbol' if unknown else ''}. "
                 f"Known ones that don't occur in this text, and stay: {len(set(known) - met - {UNKNOWN})}."
             )
-        if data.block_size > (size := self.gpt.config.block_size) and self.gpt.config.positions == "learned":
+        if data.block_size > (size := self.config.block_size) and self.config.positions == "learned":
             yield f"Positions {size + 1} to {data.block_size} of the window are new, and begin as in a fresh model."
