@@ -15,6 +15,7 @@ from minigpt.text.tokenizer import UNKNOWN
 from minigpt.training import plan
 from minigpt.training.data import CharDataModule
 from minigpt.training.proof import compare
+from test_distributed import EXACT, TWO, assert_close_run, fit
 
 OLD = RunFolder.first("tiny")
 NEW = RunFolder(OLD.path.with_name("version_1"))
@@ -253,3 +254,12 @@ def test_a_run_may_be_planned_from_another_model(in_library: Path, monkeypatch: 
     frozen = sum(parameter.numel() for name, parameter in load_gpt(OLD.last)[0].named_parameters() if "blocks" in name)
     assert f"{frozen:,} of them frozen" in planned.out
     assert not NEW.path.exists()
+
+
+@pytest.mark.soak
+def test_two_processes_go_on_as_one(in_library: Path) -> None:
+    flags = ("--init_from", "last", "--data.corpus", "book2.txt", "--trainer.max_steps", 12, *EXACT)
+    begun = fit(*flags, *TWO, "--model.freeze", "blocks.0", "--name", "two")
+    assert begun.returncode == 0, begun.stderr
+    begin(*flags[4:], "--model.freeze", "blocks.0", "--name", "one")
+    assert_close_run("two", "one")
