@@ -98,7 +98,8 @@ class Parent:
     def give_weights(self, gpt: GPT) -> None:
         """Copy the weights into a fresh model, in which embeddings may have more rows, or fewer positions.
 
-        New rows stay as they were drawn for the fresh model: N(0, 0.02).
+        New characters stay as they were drawn for the fresh model: N(0, 0.02). New positions begin as copies of the old
+        ones, from the first on again: drawn ones cost most of what the weights gain (benchmarks/NOTES.md).
 
         Raises:
             UserError: there are new rows in an embedding that is frozen.
@@ -108,11 +109,13 @@ class Parent:
             if len(new) > len(old) and not new.requires_grad:
                 raise UserError(
                     f"model.freeze names {name.removesuffix('.weight')}, but this text or window needs "
-                    f"{len(new) - len(old)} new rows in it, which would stay as they were drawn. Let it train, or give "
+                    f"{len(new) - len(old)} new rows in it, which would stay as they begin. Let it train, or give "
                     "the model only characters and positions that it knows."
                 )
-            rows = min(len(new), len(old))
-            new[:rows] = old[:rows]
+            if name == "position_embedding.weight":
+                new.copy_(old[torch.arange(len(new)) % len(old)])
+            else:
+                new[: len(old)] = old
         del self.gpt  # the memory is needed for training
 
     def news(self, data: CharDataModule) -> Iterator[str]:
@@ -127,4 +130,4 @@ class Parent:
                 f"Known ones that don't occur in this text, and stay: {len(set(known) - met - {UNKNOWN})}."
             )
         if data.block_size > (size := self.config.block_size) and self.config.positions == "learned":
-            yield f"Positions {size + 1} to {data.block_size} of the window are new, and begin as in a fresh model."
+            yield f"Positions {size + 1} to {data.block_size} of the window begin as copies of those from 1 on."
