@@ -125,6 +125,8 @@ def test_a_fresh_model_may_have_frozen_parts_too(in_library: Path) -> None:
         assert torch.equal(weight, fresh[name]) == ("blocks" in name), name
     further = ("--ckpt_path", NEW.last, "--branch", "true", "--trainer.max_steps", 9, "--model.freeze", "null")
     assert_clear_error(run_minigpt("fit", *further), "model.freeze is given as None", "made with 'blocks'")
+    begin(*UNTRAINED, "--name", "free", path=NEW.last)
+    assert read_checkpoint(RunFolder.first("free").last)["hyper_parameters"]["freeze"] is None
 
 
 @pytest.mark.parametrize(
