@@ -60,7 +60,7 @@ def memory_of_machine() -> int | None:
 
 
 def check_memory(
-    config: GPTConfig, floats_per_parameter: int = 1, sequences: int = 1, parameters: int | None = None
+    config: GPTConfig, floats_per_parameter: float = 1, sequences: int = 1, parameters: int | None = None
 ) -> None:
     """Raise a UserError if a model would take more memory than the machine has.
 

@@ -1,6 +1,7 @@
 """Optimizers and the learning rate: AdamW as GPT-1 has it, or Muon for the hidden matrices with AdamW for the rest."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], h: Any, precision: str) 
     """The optimizer of a GPT.
 
     Args:
-        parameters: all of them, by name.
+        parameters: all that train, by name.
         h: the hyperparameters of :class:`~minigpt.training.module.GPTLightningModule`.
         precision: of the run, as Lightning names it.
     """
@@ -24,7 +25,8 @@ def make_optimizer(parameters: dict[str, nn.Parameter], h: Any, precision: str) 
     adamw = {"lr": h.learning_rate, "betas": (h.beta1, h.beta2), "eps": h.eps, "fused": precision != "16-mixed"}
     if h.optimizer == "adamw":
         return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
-    if not (matrices := hidden_matrices(parameters)):  # under FSDP
+    matrices = hidden_matrices(parameters)
+    if not matrices and any("blocks." in name and decays(name) for name in parameters):  # under FSDP
         raise UserError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
     others = {name: p for name, p in parameters.items() if name not in matrices}
     muon = {"lr": h.muon_learning_rate, "momentum": h.muon_momentum, "weight_decay": h.weight_decay}
@@ -40,9 +42,38 @@ def decay_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> li
     """
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     for name, parameter in parameters.items():
-        groups["no_decay" if name.endswith(".bias") or "norm" in name else "decay"].append(parameter)
-    decays = {"decay": weight_decay, "no_decay": 0.0}
-    return [{"name": name, "params": params, "weight_decay": decays[name]} for name, params in groups.items()]
+        groups["decay" if decays(name) else "no_decay"].append(parameter)
+    rates = {"decay": weight_decay, "no_decay": 0.0}
+    return [{"name": name, "params": params, "weight_decay": rates[name]} for name, params in groups.items()]
+
+
+def decays(name: str) -> bool:
+    """Whether the parameter of this name is a matrix."""
+    return not name.endswith(".bias") and "norm" not in name
+
+
+def freeze(parameters: dict[str, nn.Parameter], parts: list[str]) -> None:
+    """Let the parameters inside some parts of a GPT keep their values, whatever it is trained on.
+
+    Args:
+        parameters: all of them, by name.
+        parts: names of modules, such as "token_embedding" or "blocks.0.attention", or of parameters.
+
+    Raises:
+        UserError: there is nothing to train in a part, or nothing is left to train.
+    """
+    for part in parts:
+        inside = [name for name in parameters if f"{name}.".startswith(f"{part}.")]
+        if not inside:
+            names = dict.fromkeys(re.findall(r"^(?:blocks\.\d+|\w+)", "\n".join(parameters), re.MULTILINE))
+            raise UserError(
+                f"model.freeze names {part!r}, in which there is nothing to train. There are: {', '.join(names)}; "
+                "blocks, which is all of these; and what lies in them, such as blocks.0.attention."
+            )
+        for name in inside:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise UserError("model.freeze names all parts of the model, so there is nothing left to train.")
 
 
 def hidden_matrices(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

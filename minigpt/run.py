@@ -92,8 +92,12 @@ class RunFolder:
                     copied_whole(frame, self.frame(step))
             for curves in (*home.path.glob("events.out.tfevents.*"), *home.path.glob(METRICS)):
                 shutil.copy2(curves, self.path)
+        self.note_parent(path, checkpoint["global_step"])
+
+    def note_parent(self, path: Path, step: int, **more: str) -> None:
+        """Keep which checkpoint the run began with, in :attr:`parent`."""
         with written_whole(self.parent) as file:
-            file.write(json.dumps({"parent": str(path), "parent_step": checkpoint["global_step"]}).encode())
+            file.write(json.dumps({"parent": str(path), "parent_step": step, **more}).encode())
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss; of equal ones the latest."""
@@ -124,8 +128,12 @@ def find_checkpoint(ckpt_path: str, run: str | None = None) -> Path:
         path = user_path(ckpt_path)
         if os.path.isfile(path):  # noqa: PTH113 - Path's own raises where the name is too long, or the folder closed
             return path
-        what = "is a URL" if "://" in ckpt_path else "is a folder" if os.path.isdir(path) else "is not there"  # noqa: PTH112
-        raise UserError(f"{ckpt_path} {what}, seen from {Path.cwd()}. Name the file of a checkpoint, last or best.")
+        folder = os.path.isdir(path)  # noqa: PTH112
+        what = "is a URL" if "://" in ckpt_path else "is a folder" if folder else "is not there"
+        raise UserError(
+            f"{ckpt_path} {what}, seen from {Path.cwd()}. Name the file of a checkpoint, last or best."
+            + " A model of another program is imported first: python -m minigpt import FOLDER --output C.ckpt" * folder
+        )
     pattern = RunFolder(Path(glob.escape(run) if run else "*") / "version_*").last
     if not (lasts := sorted(LOG_DIR.glob(str(pattern)), key=written_at)):
         raise UserError(f"There is no {ckpt_path} checkpoint: no {LOG_DIR / pattern} in {Path.cwd()}.")

@@ -86,6 +86,7 @@ def test_everything_in_a_document_works_in_the_order_in_which_it_stands(
     monkeypatch.setattr("minigpt.training.plan.CALIBRATION", 0.1)
     shutil.copytree(ROOT / "configs", "configs")
     Path("my.txt").write_text(make_text(20_000) + "Q: O, it works.\n")
+    Path("book2.txt").write_text(make_text(20_000, seed=2).replace("hat", "Fuß"))
     reader = Reader(document)
     for language, block in blocks_of(document):
         if language == "diff":

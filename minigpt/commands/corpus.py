@@ -13,8 +13,8 @@ from minigpt.text.tokenizer import TOKENIZERS
 
 # What else stands in a recipe, or in the config.yaml of a run, and says nothing about the text.
 OTHERS = (
-    *("name", "fast", "threads", "branch", "rewarm", "seed_everything", "model", "trainer", "sampler", "checkpoint"),
-    *("early_stopping", "film", "ckpt_path"),
+    *("name", "fast", "threads", "branch", "rewarm", "init_from", "seed_everything", "model", "trainer", "sampler"),
+    *("checkpoint", "early_stopping", "film", "ckpt_path"),
 )
 
 

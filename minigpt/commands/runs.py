@@ -24,7 +24,7 @@ Run = dict[str, Any]  # what is printed of a run, and its "settings" as text
 SHAPE = {"layers": "model.n_layer", "width": "model.n_embd", "heads": "model.n_head", "window": "data.block_size"}
 # Settings that change no loss.
 NEUTRAL = re.compile(
-    r"name|ckpt_path|(sampler|film|checkpoint)\..*|trainer\.(logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
+    r"name|ckpt_path|init_from|(sampler|film|checkpoint)\..*|trainer\.(logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
     r"|data\.(data_dir|mirror|num_workers|max_unpacked_gb|scoring_batch_size|predict_corpus|vocabulary)"
 )
 
@@ -116,6 +116,7 @@ def read_run(folder: Path) -> Run:
         "seconds": float(rows[-1]["seconds"]) if rows else None,
         "parent": branch.get("parent"),
         "parent_step": branch.get("parent_step"),
+        "taken": branch.get("taken", "all") if branch else None,  # of the parent
         "settings": {key: as_text(value) for key, value in given.items()},
     }
 
@@ -178,7 +179,8 @@ def print_table(shown: list[Run]) -> None:
                 spreads[f"{what}: mean {loss:.4f}, sample standard deviation {deviation:.4f}"] = None
             if run["parent"]:
                 parent = re.sub(r".*?([^/\\]+)[/\\](version_\d+)[/\\].*", r"\1/\2", str(run["parent"]))
-                differs += f"{differs and ', '}from {parent} at step {run['parent_step']}"
+                what = "weights of" if run["taken"] == "weights" else "from"
+                differs += f"{differs and ', '}{what} {parent} at step {run['parent_step']}"
             wrapped = textwrap.wrap(differs, room, break_on_hyphens=False) or [""]
             print(f"\n{'':{len(line) + 4}}".join([f"{line}  {wrapped[0]}".rstrip(), *wrapped[1:]]))
         print("\n".join([*spreads, ""]))

@@ -118,6 +118,8 @@ class DataSettings:
         data_dir: folder for named corpora and encoded text.
         predict_corpus: the text that ``predict`` scores.
         vocabulary: the characters to know; by default those of the texts, or those of the checkpoint.
+        base_vocabulary: characters to know in any case. They keep their ids, and others of the texts come after them.
+            By default those of the model that --init_from names.
         mirror: where to get a named corpus from instead of its home: a URL or a path.
         max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
         scoring_batch_size: the former name of eval_batch_size.
@@ -144,6 +146,7 @@ class DataSettings:
     data_dir: str = "data"
     predict_corpus: str | None = None
     vocabulary: str | None = None
+    base_vocabulary: str | None = None
     mirror: str | None = None
     max_unpacked_gb: float = 100.0
     scoring_batch_size: int | None = None
@@ -215,6 +218,7 @@ class DataSettings:
             texts[name] = self.open(own) if own else text
         stop = self.places(len(text))["train"].stop
         learned = {c for c, place in zip(text.characters, text.first, strict=False) if place < stop}
+        learned |= set(self.base_vocabulary or "")  # by the model before
         late = set().union(*(other.characters for other in texts.values())) - learned
         if late and self.tokenizer == "char":
             note = f"{name_characters(''.join(sorted(late)))}: in the validation or test split only, never trained on."

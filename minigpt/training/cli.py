@@ -52,8 +52,17 @@ from minigpt.training.film import Film
 from minigpt.training.flags import DEFAULTS, LINKS, correct, order_help
 from minigpt.training.machine import choose_precision, choose_threads, keep_freed_memory
 from minigpt.training.metrics import SCORES
-from minigpt.training.module import GPTLightningModule, what_is_trained
-from minigpt.training.resume import FIXED, PARTS, check_end, names_no_foreign_code, settings_of_run, why_branch
+from minigpt.training.module import GPTLightningModule
+from minigpt.training.parent import Parent
+from minigpt.training.resume import (
+    FIXED,
+    PARTS,
+    check_end,
+    names_no_foreign_code,
+    own_settings,
+    settings_of_run,
+    why_branch,
+)
 
 
 class MiniGPTCLI(LightningCLI):
@@ -72,6 +81,7 @@ class MiniGPTCLI(LightningCLI):
         self.checkpoint_path: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.home: RunFolder | None = None  # the run that keeps the checkpoint, if one does
+        self.parent: Parent | None = None  # whose weights a new run begins with
         self.branching = ""  # why a resume begins a new run; empty where it goes on in the checkpoint's own
         # Lightning's own subcommands would build the parsers of all four. A wrong flag is an exception, told in one
         # paragraph, instead of a page of usage; there are no half-written flags.
@@ -114,6 +124,8 @@ class MiniGPTCLI(LightningCLI):
             parser.add_argument("--branch", type=bool, default=False, help=branch)
             rewarm = "With --ckpt_path: learning rates rise from 0 once more, in so many steps."
             parser.add_argument("--rewarm", type=int | None, help=rewarm)
+            parent = "A checkpoint file, last or best: a new run begins with its weights, on --data.corpus."
+            parser.add_argument("--init_from", type=str | None, help=parent)
         given = self.subcommands()[self.command] | {"ckpt_path", "weights_only"}
         parser.add_method_arguments(Trainer, self.command, skip=given)
         parser.set_defaults(DEFAULTS)
@@ -124,7 +136,11 @@ class MiniGPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self._parse()
-        if self.config.ckpt_path:
+        if self.config.get("init_from"):
+            self.parent = Parent(find_checkpoint(self.config.init_from))
+            with building_from(f"The checkpoint {self.parent.path}"):
+                self._parse_beside_parent(self.parent)
+        elif self.config.ckpt_path:
             path = self.checkpoint_path = find_checkpoint(self.config.ckpt_path, self.config.name)
             self.home = RunFolder.of(path)
             with building_from(f"The checkpoint {path}"):
@@ -156,7 +172,13 @@ class MiniGPTCLI(LightningCLI):
         check_name(settings.name)
         if self.command != "fit" and not settings.ckpt_path:
             raise UserError(f"{self.command} needs a trained model: --ckpt_path FILE, or --ckpt_path last (or best).")
-        if not (settings.ckpt_path or settings.config or any(arg.startswith("--model") for arg in self.args)):
+        parent = settings.get("init_from")
+        if parent and settings.ckpt_path:
+            raise UserError(
+                "--init_from begins a new run and --ckpt_path goes on with one, so only one of them can be given. "
+                "(The config of a run that began with --init_from holds it; --ckpt_path needs no config.)"
+            )
+        if not (parent or settings.ckpt_path or settings.config or any(arg.startswith("--model") for arg in self.args)):
             raise UserError(
                 "fit needs a recipe: --config configs/quickstart.yaml, say. Without one it would train "
                 "all of GPT-1's 12 layers. Your own text is one flag more: --data.corpus FILE."
@@ -169,25 +191,18 @@ class MiniGPTCLI(LightningCLI):
         self.checkpoint = checkpoint = read_checkpoint(path)
         if self.command == "fit" and "film" in checkpoint:
             raise UserError(
-                f"{path} is a frame of a film. It has the weights alone, in float16, so no run can go on from it; "
-                "it can write and be scored. To train further, name a checkpoint of the run: last or best."
+                f"{path} is a frame of a film. It has the weights alone, in float16, so no run can resume from it; "
+                "it can write and be scored. To train further, name a checkpoint of the run: last or best. Or begin a "
+                "new run with its weights: --init_from."
             )
         parts = set(PARTS.split()) - ({"loops", "optimizer_states", "lr_schedulers"} if "film" in checkpoint else set())
         if missing := parts - checkpoint.keys():
             raise UserError(f"{path} is not a checkpoint of a run of minigpt fit: it holds no {', '.join(missing)}.")
-        model, data = what_is_trained(checkpoint["hyper_parameters"]), checkpoint["datamodule_hyper_parameters"]
-        vocabulary = model.pop("vocabulary")
-        own = {f"data.{k}": v for k, v in data.items()} | {f"model.{k}": v for k, v in model.items()}
-        own = {k: v for k, v in own.items() if k not in LINKS} | {"seed_everything": data["seed"]}
-        kept = settings_of_run(checkpoint, self.home, self.command)
-        foreign = {k for k, v in kept.items() if k.startswith("trainer.") and not names_no_foreign_code(v)}
-        for key in sorted(foreign):
-            if not self._given(key):
-                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
-        self.parser.set_defaults(own | {k: v for k, v in kept.items() if k in self.config and k not in foreign})
-        self.config = settings = parse_arguments(self.parser, self.args)
+        own, data = own_settings(checkpoint), checkpoint["datamodule_hyper_parameters"]
+        self._parse_again(own, settings_of_run(checkpoint, self.home, self.command))
+        settings = self.config
         settings.ckpt_path = str(path)
-        settings.data.vocabulary = settings.data.vocabulary or vocabulary
+        settings.data.vocabulary = settings.data.vocabulary or checkpoint["hyper_parameters"]["vocabulary"]
         if self.command == "fit":
             name = settings.name if self._given("name") else None
             self.branching = why_branch(checkpoint, self.home, name, settings.branch)
@@ -217,6 +232,26 @@ class MiniGPTCLI(LightningCLI):
         # Lightning starts further processes with the same arguments. They must not look for "last" or "best" again,
         # which another run may have become by then; of two flags the later one counts.
         sys.argv += ["--ckpt_path", str(path)]
+
+    def _parse_again(self, own: dict[str, Any], kept: dict[str, Any]) -> None:
+        """Parse with other defaults: a checkpoint's ``own`` settings, and those that its run ``kept``."""
+        foreign = {k for k, v in kept.items() if k.startswith("trainer.") and not names_no_foreign_code(v)}
+        for key in sorted(foreign):
+            if not self._given(key):
+                say(f"Not restored, because it may name code from elsewhere: --{key}. Give it again to have it.")
+        self.parser.set_defaults(own | {k: v for k, v in kept.items() if k in self.config and k not in foreign})
+        self.config = parse_arguments(self.parser, self.args)
+
+    def _parse_beside_parent(self, parent: Parent) -> None:
+        """Parse again with the settings of the parent's run as defaults, but for those of its text."""
+        name, kept = self.config.name, parent.settings()
+        self._parse_again({"data.corpus": ""}, kept)
+        settings = self.config
+        parent.check(settings)
+        settings.name = name or settings.name
+        check_name(settings.name)
+        settings.init_from, settings.data.base_vocabulary = str(parent.path), parent.tokenizer.vocabulary
+        sys.argv += ["--init_from", str(parent.path)]  # see above
 
     def _given(self, flag: str) -> bool:
         return any(arg.split("=")[0] == f"--{flag}" for arg in self.args)
@@ -259,7 +294,7 @@ class MiniGPTCLI(LightningCLI):
         elif self.checkpoint_path:
             say(f"The model is {self.checkpoint_path}, after step {self.checkpoint['global_step']}.")
         elif self.makes_run:
-            say(f"A new run on {settings.data.corpus}.")
+            say(f"A new run on {settings.data.corpus}{self.parent.taken(settings) if self.parent else ''}.")
         if settings.model.compile and settings.trainer.deterministic is None:
             settings.trainer.deterministic = True  # the gradient of the embedding would be added up in any order
 
@@ -268,6 +303,9 @@ class MiniGPTCLI(LightningCLI):
         if self.command == "fit" and self.checkpoint:  # now, for in what follows files are made
             self.datamodule.setup("fit")
             self.datamodule.check_same_text(self.checkpoint["CharDataModule"])
+        if self.parent:
+            self.parent.give_weights(self.model.gpt)
+            self.model.parents = self.parent.lineage()
         logger = False if trainer.logger is None else trainer.logger
         own: dict[str, Any] = {"logger": logger, "plugins": [*listed(trainer.plugins), WholeCheckpointIO()]}
         # The curves come before the sampler, whose time they would else count; then only a sound state goes on.
@@ -286,7 +324,7 @@ class MiniGPTCLI(LightningCLI):
                 if isinstance(given, ModelCheckpoint) and given.dirpath is None:  # it may write a last.ckpt too
                     given.dirpath = str((checkpoint.folder / "model_checkpoint").resolve())
             record = self.config.clone()
-            record.ckpt_path = record.data.vocabulary = record.rewarm = None
+            record.ckpt_path = record.rewarm = record.data.vocabulary = record.data.base_vocabulary = None
             record.branch = False
             for name in ("corpus", "val_corpus", "test_corpus"):  # of the standard input, the file that keeps it
                 record.data[name] = getattr(self.datamodule.settings, name)
@@ -303,6 +341,8 @@ class MiniGPTCLI(LightningCLI):
         self.until_done.enter_context(sole_owner(run.path, rank, new))
         if self.checkpoint_path and new and rank == 0:
             run.begin_with(self.checkpoint_path, self.checkpoint)
+        if self.parent and rank == 0:
+            run.note_parent(self.parent.path, self.parent.step, taken="weights")
         for logger in listed(trainer.logger):
             if rank == 0 and isinstance(logger, CSVLogger) and (rows := Path(logger.log_dir, "metrics.csv")).exists():
                 rows.rename(rows.with_name(f"metrics.{written_at(rows)}.csv"))  # or the logger would delete it
@@ -316,6 +356,7 @@ class MiniGPTCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Say by what is computed, and what the model is; refuse what is too large."""
         config, parameters = self.model.gpt.config, sum(p.numel() for p in self.model.parameters())
+        frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         if self.trainer.strategy.root_device.type == "cpu":
             self._set_threads()
         how = self.model.how(self.trainer)
@@ -324,7 +365,7 @@ class MiniGPTCLI(LightningCLI):
         if self.command == "fit":
             self.datamodule.check_share(self.trainer.world_size)
             if how["device"] == "cpu":
-                floats = TRAINING[self.model.hparams["optimizer"]]
+                floats = 1 + (TRAINING[self.model.hparams["optimizer"]] - 1) * (1 - frozen / parameters)
                 check_memory(config, floats, self.datamodule.batch_size // self.trainer.world_size, parameters)
             if 0 <= self.trainer.max_steps <= (warmup := self.model.hparams["warmup_steps"]):
                 say(f"Warning: the learning rate rises until step {warmup}, and training ends before that.")
@@ -338,12 +379,14 @@ class MiniGPTCLI(LightningCLI):
             say(f"The run computed otherwise so far: {', '.join(changes)}. The last digits may differ.")
         for note in dict.fromkeys(note for text in self.datamodule.texts.values() for note in text.notes):
             say(note)
+        for note in self.parent.news(self.datamodule) if self.parent else ():
+            say(note)
         if config.vocab_size == 1:
             say("Warning: the corpus has a single character, over and over. There is nothing to learn from it.")
         say(
             f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
             f"window {config.block_size}; {config.vocab_size} characters; "
-            f"{parameters:,} parameters."
+            f"{parameters:,} parameters{f', {frozen:,} of them frozen' if frozen else ''}."
         )
 
     def _set_threads(self) -> None:

@@ -17,7 +17,8 @@ from minigpt.text.windows import Batch, ScoringBatches, TrainingBatches
 
 # What says where things lie and how they are computed; all other settings are in a checkpoint.
 NOT_KEPT = {
-    *("vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb", "scoring_batch_size"),
+    *("vocabulary", "base_vocabulary", "predict_corpus", "data_dir", "num_workers", "mirror", "max_unpacked_gb"),
+    "scoring_batch_size",
 }
 
 
@@ -102,14 +103,16 @@ class CharDataModule(LightningDataModule):
         text, min_count = self.texts["train"], self.settings.min_count
         if self.tokenizer == "byte":
             return text.characters
-        characters = set().union(*(text.characters for text in self.texts.values()))
+        base = self.settings.base_vocabulary or ""
+        characters = set().union(*(text.characters for text in self.texts.values())).difference(base)
         if min_count > 1:
             counts = text.counts(self.splits()["train"])
             frequent = {c for c, count in zip(text.characters, counts, strict=True) if count >= min_count}
             if not frequent:
                 raise UserError(f"No character occurs {min_count} times in the training split; lower data.min_count.")
-            characters = frequent | ({UNKNOWN} if characters - frequent else set())
-        return "".join(sorted(characters))
+            rare = characters - frequent
+            characters = characters - rare | ({UNKNOWN} if rare else set()).difference(base)
+        return base + "".join(sorted(characters))
 
     def _open(self) -> None:
         """Open the texts of all splits as they are, and see that each is long enough."""

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from minigpt import optim
 from minigpt.cost import make_config
 from minigpt.errors import UserError, building_from
 from minigpt.fast import apply
@@ -71,6 +72,8 @@ class GPTLightningModule(LightningModule):
         beta1: decay of AdamW's running mean of the gradient.
         beta2: decay of AdamW's running mean of the squared gradient.
         eps: added to the denominator of AdamW's update.
+        freeze: a part of the model that doesn't train, or a list of them: token_embedding, position_embedding, blocks,
+            blocks.0, blocks.0.attention, final_norm and the like.
         rewarm_start: the step from which on learning rates rise from 0 once more; set by --rewarm.
         rewarm_steps: optimizer steps in which they do; 0 for not.
         seed: decides what dropout drops.
@@ -99,6 +102,7 @@ class GPTLightningModule(LightningModule):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
+        freeze: str | list[str] | None = None,
         rewarm_start: int = 0,
         rewarm_steps: int = 0,
         seed: int = 1337,
@@ -122,6 +126,7 @@ class GPTLightningModule(LightningModule):
                 raise UserError(f"model.{name} is {settings[name]}; it must be {limit}.")
         config = make_config(vocab_size=len(vocabulary), **gpt)
         self.gpt = GPT(config)
+        optim.freeze(dict(self.gpt.named_parameters()), [freeze] if isinstance(freeze, str) else freeze or [])
         # Defaults included: a checkpoint must not depend on those that this program has when it is read.
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k != "vocab_size"}
         self.save_hyperparameters(settings | shape, logger=False)
@@ -140,6 +145,7 @@ class GPTLightningModule(LightningModule):
         self.grad_norm = torch.tensor(math.nan)  # of the last step, before clipping
         self.batch_nats_BT = torch.empty(0)  # of the last batch of this device
         self.begun = False  # whether it has met any batch
+        self.parents: list[dict[str, Any]] = []  # the models that its weights came from one after another, oldest first
         self.has_curves = False  # whether a callback logs train_nats and empties it; else this module logs the loss
 
     @classmethod
@@ -240,9 +246,10 @@ class GPTLightningModule(LightningModule):
             self.print(f"The learning rate goes on at {', '.join(told)}: it follows its schedule until step {end}.")
 
     def make_optimizer(self, precision: str) -> torch.optim.Optimizer:
-        """The optimizer of all weights, for a precision as Lightning names it."""
+        """The optimizer of all weights that train, for a precision as Lightning names it."""
+        weights = {name: weight for name, weight in self.gpt.named_parameters() if weight.requires_grad}
         with building_from("The optimizer"):
-            return make_optimizer(dict(self.gpt.named_parameters()), self.hparams, precision)
+            return make_optimizer(weights, self.hparams, precision)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take up the weights of a checkpoint; a UserError if they are not those of this model."""
@@ -258,6 +265,10 @@ class GPTLightningModule(LightningModule):
         checkpoint["minigpt_format"] = FORMAT
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
         checkpoint["how"] = self.how(self.trainer)
+        checkpoint["parents"] = self.parents
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.parents = checkpoint.get("parents", [])
 
     def how(self, trainer: Trainer) -> dict[str, Any]:
         """What may change the last bits of what a run computes, but not what it computes."""

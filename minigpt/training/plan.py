@@ -104,8 +104,9 @@ class PlanCLI(MiniGPTCLI, Callback):
         with trainer.precision_plugin.forward_context():
             kept = count_kept(lambda: module.character_nats(batch).mean(), module)
         weights = sum(p.nbytes for p in module.parameters())
+        gradients = sum(p.nbytes for p in module.parameters() if p.requires_grad)
         states = [t for s in trainer.optimizers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
-        sizes = {"weights": weights, "gradients": weights, "optimizer": sum(t.nbytes for t in states)}
+        sizes = {"weights": weights, "gradients": gradients, "optimizer": sum(t.nbytes for t in states)}
         sizes |= {"activations": kept, "together": sum(sizes.values()) + kept}
         lines = [f"  {name:<24}{size / 1e6:>12,.1f}" for name, size in sizes.items()]
         if sys.platform == "linux" and module.device.type == "cpu":

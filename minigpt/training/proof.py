@@ -40,7 +40,7 @@ def main(command: str, args: list[str]) -> None:
     if steps < 2 or not 1 <= kills < steps:
         raise UserError(f"--steps {steps} --kills {kills}: kill at least once, and less often than there are steps.")
     given = {arg.split("=")[0] for arg in recipe}
-    for flag in given & {"--ckpt_path", "--name", "--trainer.max_steps"}:
+    for flag in given & {"--ckpt_path", "--init_from", "--name", "--trainer.max_steps"}:
         raise UserError(f"prove-resume trains runs of its own, so {flag} can't be given (--steps can).")
     defaults = {"--trainer.val_check_interval": 12, "--trainer.limit_val_batches": 2, "--sampler.every_n_steps": 12}
     fixed = {"--trainer.max_steps": steps, "--trainer.log_every_n_steps": 1, "--trainer.enable_progress_bar": "false"}

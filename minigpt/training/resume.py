@@ -12,6 +12,8 @@ from minigpt.errors import UserError
 from minigpt.model import GPTConfig
 from minigpt.run import RunFolder
 from minigpt.training.checkpoints import GROUPS
+from minigpt.training.flags import LINKS
+from minigpt.training.module import what_is_trained
 
 # What a checkpoint of a run holds, beside its hyperparameters.
 PARTS = (
@@ -23,7 +25,7 @@ PLACES = ("data_dir", "mirror", "num_workers", "max_unpacked_gb")
 NO_FOREIGN_CODE = re.compile(r"(lightning|minigpt)(\.\w+)+|[\w+,:-]*")
 # What no resume can change, for the weights and the optimizer's state have this form.
 FIXED = {f.name for f in dataclasses.fields(GPTConfig)} - {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
-FIXED |= {"optimizer", "tokenizer"}
+FIXED |= {"optimizer", "tokenizer", "freeze"}
 
 
 def why_branch(checkpoint: dict[str, Any], home: RunFolder | None, name: str | None, branch: bool) -> str:
@@ -73,6 +75,13 @@ def check_end(path: Path, checkpoint: dict[str, Any], settings: Any) -> None:
             f"The run of {path} has used up its max_time: {used:.0f} of {seconds:.0f} seconds. To train it "
             "further, give a longer --trainer.max_time, which counts from the beginning of the run."
         )
+
+
+def own_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of *what* is trained, by their flags, without the vocabulary."""
+    model, data = what_is_trained(checkpoint["hyper_parameters"]), checkpoint.get("datamodule_hyper_parameters", {})
+    own = {f"model.{k}": v for k, v in model.items() if k != "vocabulary"} | {f"data.{k}": v for k, v in data.items()}
+    return {LINKS.get(key, key): value for key, value in own.items()}
 
 
 def settings_of_run(checkpoint: dict[str, Any], home: RunFolder | None, command: str) -> dict[str, Any]:
