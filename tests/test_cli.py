@@ -87,7 +87,7 @@ def test_a_checkpoint_is_plain_data_and_complete(in_trained: Path) -> None:
         "block_size": 16,
         "norm": "post",
     }
-    assert all(isinstance(value, (int, float, str)) for value in parameters.values())
+    assert all(isinstance(value, int | float | str | None) for value in parameters.values())
 
 
 def test_tensorboard_shows_the_run(in_trained: Path) -> None:

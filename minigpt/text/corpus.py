@@ -118,8 +118,7 @@ class DataSettings:
         data_dir: folder for named corpora and encoded text.
         predict_corpus: the text that ``predict`` scores.
         vocabulary: the characters to know; by default those of the texts, or those of the checkpoint.
-        base_vocabulary: characters to know in any case. They keep their ids, and others of the texts come after them.
-            By default those of the model that --init_from names.
+        base_vocabulary: characters that have the first ids; by default those of the model that --init_from names.
         mirror: where to get a named corpus from instead of its home: a URL or a path.
         max_unpacked_gb: the most that one compressed file may unpack to, in 10^9 bytes.
         scoring_batch_size: the former name of eval_batch_size.

@@ -124,7 +124,7 @@ class MiniGPTCLI(LightningCLI):
             parser.add_argument("--branch", type=bool, default=False, help=branch)
             rewarm = "With --ckpt_path: learning rates rise from 0 once more, in so many steps."
             parser.add_argument("--rewarm", type=int | None, help=rewarm)
-            parent = "A checkpoint file, last or best: a new run begins with its weights, on --data.corpus."
+            parent = "A checkpoint whose weights a new run begins with, on --data.corpus."
             parser.add_argument("--init_from", type=str | None, help=parent)
         given = self.subcommands()[self.command] | {"ckpt_path", "weights_only"}
         parser.add_method_arguments(Trainer, self.command, skip=given)
