@@ -35,11 +35,13 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 ODD = "\n\n\n\t\t  n't 's 'll  .,!\n \u00e9e\u0301\u0308 \u0e01\u0e33 \U0001f600\U0001f468\u200d\U0001f469 a\u00a0b <unk> \ufffd\r\n x "
 VOCABULARY = "".join(sorted(set(ODD) | set(make_text(3000))))
 WINDOW = 16
-KINDS = [
-    (norm, positions, tokenizer)
-    for norm, positions, tokenizer in itertools.product(("post", "pre"), ("learned", "sinusoidal"), ("char", "byte"))
-]
-each_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)
+KINDS = [*itertools.product(("post", "pre"), ("learned", "sinusoidal"), ("char", "byte"))]
+# Quickly, each shape with one of the two tokenizers.
+QUICK = {("post", "learned", "char"), ("post", "sinusoidal", "byte"), ("pre", "learned", "byte"), KINDS[6]}
+each_kind = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id="-".join(kind), marks=[] if kind in QUICK else [pytest.mark.soak]) for kind in KINDS],
+)
 POST, PRE = ("post", "learned", "char"), ("pre", "learned", "char")
 
 
@@ -251,3 +253,306 @@ json.dump([transformers.__version__, encoded.input_ids, written, logits.tolist()
     assert ids == model.tokenizer.encode(ODD).tolist()
     assert written == "the " + model.generate("the ", max_new_tokens=WINDOW - 4, temperature=0)
     torch.testing.assert_close(torch.tensor(logits), gpt(ids_of(gpt)), rtol=1e-5, atol=1e-5)
+
+
+# From elsewhere
+
+
+def edit(
+    change: Callable[[dict[str, torch.Tensor]], Any] = lambda tensors: None, folder: str = "hf", **configuration: Any
+) -> None:
+    """Change the tensors of a folder and settings of its configuration; None takes a setting away."""
+    path = Path(folder) / "config.json"
+    known = json.loads(path.read_text()) | configuration
+    path.write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
+    tensors = load_file(f"{folder}/model.safetensors")
+    changed = change(tensors)
+    tensors = changed if isinstance(changed, dict) else tensors
+    Path(folder, "model.safetensors").unlink()
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, f"{folder}/model.safetensors")
+
+
+def renamed(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("kind", [POST, PRE], ids="-".join)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.transformer.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_stripped(made: Callable[..., Path], kind: tuple[str, str, str], prefix: str) -> None:
+    before = load_gpt(made(kind))[0]
+    edit(renamed(r"^transformer\.", prefix))
+    assert_equal_weights(before, imported()[0])
+
+
+@pytest.mark.parametrize("kind", [POST, PRE], ids="-".join)
+def test_masks_among_the_weights_are_passed_over(made: Callable[..., Path], kind: tuple[str, str, str]) -> None:
+    before = load_gpt(made(kind))[0]
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        for i in range(2):
+            tensors[f"transformer.h.{i}.attn.bias"] = torch.ones(1, 1, WINDOW, WINDOW).tril()
+            tensors[f"transformer.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+
+    edit(add)
+    assert_equal_weights(before, imported()[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [POST, ("pre", "sinusoidal", "char")], ids="-".join)
+def test_half_precision_is_widened(
+    made: Callable[..., Path], kind: tuple[str, str, str], dtype: torch.dtype
+) -> None:
+    before = load_gpt(made(kind))[0]
+    edit(lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    after = imported()[0]
+    for (name, one), other in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        assert torch.equal(one.to(dtype).float(), other), name
+    assert after.config.positions == kind[1]
+
+
+def test_a_head_that_is_the_embedding_may_be_there_twice(made: Callable[..., Path]) -> None:
+    before = load_gpt(made())[0]
+    assert not any("lm_head" in name for name in load_file("hf/model.safetensors"))  # tensors that share memory
+    edit(lambda tensors: tensors | {"lm_head.weight": tensors["transformer.tokens_embed.weight"]})
+    assert_equal_weights(before, imported()[0])
+
+
+@pytest.mark.parametrize(("kind", "zipped"), [(POST, False), (POST, True), (PRE, True)])
+def test_the_hub_s_layout_is_read_from_old_files_too(
+    made: Callable[..., Path], kind: tuple[str, str, str], zipped: bool
+) -> None:
+    before = load_gpt(made(kind))[0]
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file("hf/model.safetensors").items()}
+    tensors |= {f"h.{i}.attn.bias": torch.ones(1, 1, WINDOW, WINDOW).tril() for i in range(2)}
+    head = next(tensor for name, tensor in tensors.items() if name in ("tokens_embed.weight", "wte.weight"))
+    tensors["lm_head.weight"] = head  # the same memory
+    Path("hf/model.safetensors").unlink()
+    torch.save(tensors, "hf/pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert_equal_weights(before, imported()[0])
+
+
+def without(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {other: tensor for other, tensor in tensors.items() if other != name}
+
+
+FOREIGN: list[tuple[tuple[str, str, str], dict[str, Any], Any, str]] = [
+    # what it is, how its configuration and its tensors differ, and what the error names
+    (POST, {"model_type": "llama"}, None, "model_type is 'llama'"),
+    (POST, {"model_type": None}, None, "model_type is None"),
+    (POST, {"afn": "relu"}, None, "afn is 'relu'"),
+    (PRE, {"activation_function": "gelu"}, None, "activation_function is 'gelu'; model.py computes with gelu_new or"),
+    (PRE, {"activation_function": None}, None, "config.json doesn't say activation_function"),
+    (POST, {"n_head": None}, None, "config.json doesn't say n_head"),
+    (POST, {"layer_norm_epsilon": None}, None, "config.json doesn't say layer_norm_epsilon"),
+    (PRE, {"layer_norm_epsilon": 1e-6}, None, "layer_norm_epsilon is 1e-06"),
+    (PRE, {"n_inner": 48}, None, "n_inner is 48"),
+    (PRE, {"scale_attn_by_inverse_layer_idx": True}, None, "scale_attn_by_inverse_layer_idx is True"),
+    (PRE, {"scale_attn_weights": False}, None, "scale_attn_weights is False"),
+    (PRE, {"add_cross_attention": True}, None, "add_cross_attention is True"),
+    (POST, {"n_embd": "16"}, None, "n_embd is '16'"),
+    (POST, {"n_head": 3}, None, "n_head = 3 does not divide"),
+    (POST, {"n_layer": 3}, None, "A tensor is missing: h.2.attn.c_attn.bias"),
+    (POST, {"n_layer": 1}, None, "A tensor is none of a GPT with 1 blocks: h.1.attn.c_attn.bias"),
+    (POST, {"vocab_size": 50304}, None, "50,304 tokens, its tokenizer"),
+    (POST, {"tie_word_embeddings": False}, None, "untied, but the tensor lm_head.weight is missing"),
+    (
+        POST,
+        {},
+        lambda t: t | {n: t[n].T for n in t if "c_attn.weight" in n},
+        "h.0.attn.c_attn.weight has the shape (48, 16); by config.json it must have (16, 48); it is a Conv1D, (in, out)",
+    ),
+    (POST, {}, without("transformer.h.1.ln_2.bias"), "A tensor is missing: h.1.ln_2.bias"),
+    (PRE, {}, without("transformer.ln_f.weight"), "A tensor is missing: ln_f.weight"),
+    (POST, {}, lambda t: t | {"score.weight": torch.ones(2, 16)}, "A tensor is none of a GPT with 2 blocks: score.weight"),
+    (POST, {}, lambda t: t | {"h.0.ln_1.bias": torch.ones(16)}, "Two tensors are called h.0.ln_1.bias"),
+    (
+        POST,
+        {},
+        lambda t: t | {"transformer.positions_embed.weight": torch.ones(8, 16)},
+        "positions_embed.weight has the shape (8, 16)",
+    ),
+    (
+        POST,
+        {},
+        lambda t: t | {"transformer.h.0.ln_1.bias": torch.ones(16, dtype=torch.int8)},
+        "h.0.ln_1.bias holds int8",
+    ),
+    (
+        PRE,
+        {"tie_word_embeddings": False},
+        lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] * 4},
+        "a head of its own, lm_head.weight",
+    ),
+    (
+        ("post", "sinusoidal", "char"),
+        {},
+        lambda t: t | {"transformer.positions_embed.weight": t["transformer.positions_embed.weight"].flip(0)},
+        "a head of its own, lm_head.weight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "configuration", "change", "message"), FOREIGN, ids=lambda it: str(it)[:30])
+def test_what_model_py_doesn_t_compute_is_refused_by_its_name(
+    made: Callable[..., Path], kind: tuple[str, str, str], configuration: dict[str, Any], change: Any, message: str
+) -> None:
+    made(kind)
+    edit(change or (lambda tensors: None), **configuration)
+    assert_clear_error(run_minigpt("import", "hf", "--output", "new.ckpt"), "hf can't be imported.", message)
+    assert not Path("new.ckpt").exists()
+
+
+def test_a_vocabulary_that_is_padded_is_refused(made: Callable[..., Path]) -> None:
+    made(PRE)
+    edit(
+        lambda t: t | {"transformer.wte.weight": F.pad(t["transformer.wte.weight"], (0, 0, 0, 7))},
+        vocab_size=len(VOCABULARY) + 7,
+    )
+    assert_clear_error(run_minigpt("import", "hf", "--output", "new.ckpt"), "its vocabulary is padded")
+
+
+def test_the_kind_of_a_model_is_told_by_its_configuration_not_by_its_folder(made: Callable[..., Path]) -> None:
+    before = load_gpt(made(PRE))[0]
+    Path("hf").rename("openai-gpt")
+    assert_equal_weights(before, imported("openai-gpt")[0])
+
+
+class Runs:
+    """An object whose pickle runs a program where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("ran"),)
+
+
+def test_no_file_can_run_code(made: Callable[..., Path]) -> None:
+    made()
+    for name in ("pytorch_model.bin", "part.bin"):
+        Path("hf/model.safetensors").unlink(missing_ok=True)
+        for zipped in (True, False):
+            torch.save({"h.0.ln_1.bias": Runs()}, f"hf/{name}", _use_new_zipfile_serialization=zipped)
+            done = run_minigpt("import", "hf", "--output", "new.ckpt")
+            assert_clear_error(done, f"{name} was not loaded: it holds more than plain data and could run a program")
+        Path("hf", name).unlink()
+        Path("hf/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"h.0.ln_1.bias": "part.bin"}}))
+    assert not Path("ran").exists()
+
+
+def test_a_folder_that_lacks_something_is_told_what(made: Callable[..., Path]) -> None:
+    made()
+    shutil.copytree("hf", "whole")
+
+    def refused(message: str, name: str = "hf") -> None:
+        assert_clear_error(run_minigpt("import", name, "--output", "new.ckpt"), message)
+        shutil.rmtree("hf")
+        shutil.copytree("whole", "hf")
+
+    refused("elsewhere is not there", "elsewhere")
+    refused("model.ckpt is a file", "model.ckpt")
+    for name, message in {
+        "config.json": "config.json can't be read: No such file",
+        "model.safetensors": "It holds no weights: none of model.safetensors, pytorch_model.bin",
+        "tokenizer.json": "It has no tokenizer",
+    }.items():
+        Path("hf", name).unlink()
+        refused(message)
+    Path("hf/config.json").write_text("{")
+    refused("config.json is no JSON")
+    Path("hf/config.json").write_text("[]")
+    refused("config.json holds no object")
+    raw = Path("hf/model.safetensors").read_bytes()
+    Path("hf/model.safetensors").write_bytes(raw[:-100])
+    refused("model.safetensors is damaged or cut off")
+    for part in ("missing.safetensors", "../whole/model.safetensors"):
+        Path("hf/model.safetensors").unlink()
+        Path("hf/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
+        refused(f"names the file {part!r}, which is not in the folder")
+    for change, message in (
+        ({"model": {"type": "Unigram", "vocab": []}}, "tokenizer.json is of the kind Unigram"),
+        ({"normalizer": {"type": "Lowercase"}}, "tokenizer.json is of the kind WordLevel, and not as minigpt writes it"),
+    ):
+        path = Path("hf/tokenizer.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        refused(message)
+
+
+def test_what_came_in_works_as_any_checkpoint(made: Callable[..., Path]) -> None:
+    path = made()
+    Path("text.txt").write_text(make_text(6000))
+    imported()
+    for name in (str(path), "imported.ckpt"):
+        for command in ("validate", "test"):
+            done = run_minigpt(command, "--ckpt_path", name, "--data.corpus", "text.txt", "--trainer.precision", "32-true")
+            assert done.code == 0, done.err
+            Path(f"{name}.{command}").write_text(re.sub("(?s).*?(?=─)", "", done.out, count=1))
+        done = run_minigpt("predict", "--ckpt_path", name, "--data.predict_corpus", "text.txt", "--output", f"{name}.csv")
+        assert done.code == 0, done.err
+        done = run_minigpt("generate", "--ckpt_path", name, "--max_new_tokens", 40)
+        Path(f"{name}.out").write_text(done.out)
+    for suffix in (".validate", ".test", ".csv", ".out"):
+        assert Path(f"{path}{suffix}").read_text() == Path(f"imported.ckpt{suffix}").read_text()
+    assert minigpt.load("imported.ckpt").trace("the cat").logits.shape == (7, len(VOCABULARY))
+    done = run_minigpt("fit", "--ckpt_path", "imported.ckpt")
+    assert_clear_error(done, "has the weights alone", "fit --init_from imported.ckpt")
+
+
+def test_a_model_of_unknown_origin_needs_a_text_to_be_scored_on(made: Callable[..., Path]) -> None:
+    made()
+    edit(minigpt=None)
+    imported()
+    assert_clear_error(run_minigpt("validate", "--ckpt_path", "imported.ckpt"), "the text that hf was trained on")
+    Path("text.txt").write_text(make_text(6000))
+    done = run_minigpt("test", "--ckpt_path", "imported.ckpt", "--data.corpus", "text.txt")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.soak
+def test_pages_are_made_of_what_came_in_and_of_what_is_given_away(made: Callable[..., Path]) -> None:
+    path = made()
+    imported()
+    assert run_minigpt("export", "--ckpt_path", path, "--format", "checkpoint", "--output", "small.ckpt").code == 0
+    for name in ("imported", "small"):
+        done = run_minigpt("explain", "--ckpt_path", f"{name}.ckpt", "--output", f"{name}.html")
+        assert done.code == 0, done.err
+        assert run_minigpt("report", "--ckpt_path", f"{name}.ckpt", "--output", f"{name}.report.html").code == 0
+
+
+# A small checkpoint
+
+
+def test_a_small_checkpoint_holds_nothing_of_the_author_s_disk(
+    in_trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    private = tmp_path / "home" / "my secret books"
+    private.mkdir(parents=True)
+    shutil.copy("text.txt", private / "diary.txt")
+    done = run_minigpt("fit", "--config", "tiny.yaml", "--name", "secret run", "--data.corpus", private / "diary.txt")
+    assert done.code == 0, done.err
+    before = Path("lightning_logs/secret run/version_0/checkpoints/last.ckpt")
+    done = run_minigpt("export", "--ckpt_path", before, "--format", "checkpoint", "--output", "small.ckpt")
+    assert done.code == 0, done.err
+    assert run_minigpt("export", "--ckpt_path", before, "--output_dir", "hf").code == 0
+    for file in (Path("small.ckpt"), *Path("hf").iterdir()):
+        raw = file.read_bytes()
+        for word in (private, private.name, "secret run", tmp_path, Path.home(), Path.cwd()):
+            assert str(word).encode() not in raw, (file, word)
+    assert b"diary.txt" in Path("small.ckpt").read_bytes()
+    assert Path("small.ckpt").stat().st_size <= before.stat().st_size / 2
+    assert_equal_weights(load_gpt(before)[0], load_gpt(Path("small.ckpt"))[0])
+    assert read_checkpoint(Path("small.ckpt"))["val_loss"] == pytest.approx(2.6, abs=0.2)
+
+    monkeypatch.chdir(private)  # a friend's disk, where the text lies as it is called
+    shutil.move(in_trained / "small.ckpt", "small.ckpt")
+    for command in ("validate", "test"):
+        done = run_minigpt(command, "--ckpt_path", "small.ckpt")
+        assert done.code == 0, done.err
+    assert run_minigpt("generate", "--ckpt_path", "small.ckpt", "--max_new_tokens", 9).code == 0
+    assert run_minigpt("predict", "--ckpt_path", "small.ckpt", "--data.predict_corpus", "diary.txt").code == 0
+    assert run_minigpt("export", "--ckpt_path", "small.ckpt", "--output_dir", "hf").code == 0
+    assert "nats per character, after 24 steps" in Path("hf/README.md").read_text(encoding="utf-8")
+    done = run_minigpt("fit", "--ckpt_path", "small.ckpt")
+    assert_clear_error(done, "has the weights alone", "fit --init_from small.ckpt")
+
+
+def test_what_export_writes_is_named_by_its_own_flag(in_trained: Path) -> None:
+    for flags in ((), ("--output", "x"), ("--format", "checkpoint"), ("--format", "checkpoint", "--output_dir", "x")):
+        assert_clear_error(run_minigpt("export", "--ckpt_path", "last", *flags), "name it with --output")

@@ -123,11 +123,13 @@ def from_configuration(configuration: dict[str, Any]) -> GPTConfig:
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     if lacking := [key for key in (*sizes, "layer_norm_epsilon", layout.activation) if key not in configuration]:
         raise UserError(f"config.json doesn't say {some_of(lacking, 10)}, and nothing is taken for granted.")
-    n_inner = 4 * configuration["n_embd"]
+    rates = {key: configuration.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}  # their default
+    shape = {key: configuration[key] for key in sizes}
+    config = make_config(block_size=shape.pop("n_positions"), norm=norm, **shape, **rates)
     allowed = {
         layout.activation: (*layout.tanh_gelu, "gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (EPSILON,),
-        "n_inner": (None, n_inner),
+        "n_inner": (None, 4 * config.n_embd),
         "scale_attn_weights": (None, True),
         "scale_attn_by_inverse_layer_idx": (None, False),
         "add_cross_attention": (None, False),
@@ -136,9 +138,7 @@ def from_configuration(configuration: dict[str, Any]) -> GPTConfig:
         if (value := configuration.get(key)) not in values:
             known = " or ".join(dict.fromkeys(str(known) for known in values if known is not None))
             raise UserError(f"config.json: {key} is {value!r}; model.py computes with {known} and nothing else.")
-    rates = {key: configuration.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}  # their default
-    shape = {key: configuration[key] for key in sizes}
-    return make_config(block_size=shape.pop("n_positions"), norm=norm, **shape, **rates)
+    return config
 
 
 def from_tensors(

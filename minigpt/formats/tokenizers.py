@@ -79,8 +79,8 @@ def from_json(file: dict[str, Any]) -> CharTokenizer | None:
 
 
 def _same(file: dict[str, Any], tokenizer: CharTokenizer) -> bool:
-    """Whether all that a file sets beside its vocabulary, a normalizer or a special token say, is as we write it."""
-    parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    """Whether all that decides what ids a text has, a normalizer or a special token say, is as we write it."""
+    parts = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
     own = to_json(tokenizer)
     return all(file.get(part) == own[part] for part in parts)
 
