@@ -5,6 +5,7 @@ What users of other converters met is tried on look-alikes with random weights; 
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -32,7 +33,8 @@ from minigpt.text.tokenizer import UNKNOWN, ByteTokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-ODD = "\n\n\n\t\t  n't 's 'll  .,!\n \u00e9e\u0301\u0308 \u0e01\u0e33 \U0001f600\U0001f468\u200d\U0001f469 a\u00a0b <unk> \ufffd\r\n x "
+ODD = "\n\n\n\t\t  n't 's 'll  .,!\n \u00e9e\u0301\u0308 \u0e01\u0e33 \U0001f600\U0001f468\u200d\U0001f469"
+ODD += " a\u00a0b <unk> \ufffd\r\n x "
 VOCABULARY = "".join(sorted(set(ODD) | set(make_text(3000))))
 WINDOW = 16
 KINDS = [*itertools.product(("post", "pre"), ("learned", "sinusoidal"), ("char", "byte"))]
@@ -186,7 +188,9 @@ def test_an_unknown_character_raises_and_the_unknown_symbol_is_never_written(mad
     assert imported(output="both.ckpt")[1].vocabulary == "ab\ufffd" + UNKNOWN
 
 
-def test_half_a_surrogate_pair_can_t_be_exported(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_surrogate_pair_can_t_be_exported(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint_like(trained, Path("model.ckpt"), POST, "ab\ud83d")
     done = run_minigpt("export", "--ckpt_path", "model.ckpt", "--output_dir", "hf")
@@ -234,7 +238,8 @@ def test_another_major_of_transformers_loads_it_too(made: Callable[..., Path], k
     gpt, _ = load_gpt(path)
     code = f"""
 import json, torch, transformers
-theirs, pieces = transformers.AutoModelForCausalLM.from_pretrained("hf"), transformers.AutoTokenizer.from_pretrained("hf")
+theirs = transformers.AutoModelForCausalLM.from_pretrained("hf")
+pieces = transformers.AutoTokenizer.from_pretrained("hf")
 text = json.load(open("text.json"))
 encoded = pieces(text)
 assert set(encoded) == {{"input_ids", "attention_mask"}}
@@ -299,9 +304,7 @@ def test_masks_among_the_weights_are_passed_over(made: Callable[..., Path], kind
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", [POST, ("pre", "sinusoidal", "char")], ids="-".join)
-def test_half_precision_is_widened(
-    made: Callable[..., Path], kind: tuple[str, str, str], dtype: torch.dtype
-) -> None:
+def test_half_precision_is_widened(made: Callable[..., Path], kind: tuple[str, str, str], dtype: torch.dtype) -> None:
     before = load_gpt(made(kind))[0]
     edit(lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
     after = imported()[0]
@@ -359,11 +362,16 @@ FOREIGN: list[tuple[tuple[str, str, str], dict[str, Any], Any, str]] = [
         POST,
         {},
         lambda t: t | {n: t[n].T for n in t if "c_attn.weight" in n},
-        "h.0.attn.c_attn.weight has the shape (48, 16); by config.json it must have (16, 48); it is a Conv1D, (in, out)",
+        "h.0.attn.c_attn.weight has the shape (48, 16); by config.json it must have (16, 48); it is a Conv1D",
     ),
     (POST, {}, without("transformer.h.1.ln_2.bias"), "A tensor is missing: h.1.ln_2.bias"),
     (PRE, {}, without("transformer.ln_f.weight"), "A tensor is missing: ln_f.weight"),
-    (POST, {}, lambda t: t | {"score.weight": torch.ones(2, 16)}, "A tensor is none of a GPT with 2 blocks: score.weight"),
+    (
+        POST,
+        {},
+        lambda t: t | {"score.weight": torch.ones(2, 16)},
+        "A tensor is none of a GPT with 2 blocks: score.weight",
+    ),
     (POST, {}, lambda t: t | {"h.0.ln_1.bias": torch.ones(16)}, "Two tensors are called h.0.ln_1.bias"),
     (
         POST,
@@ -468,7 +476,10 @@ def test_a_folder_that_lacks_something_is_told_what(made: Callable[..., Path]) -
         refused(f"names the file {part!r}, which is not in the folder")
     for change, message in (
         ({"model": {"type": "Unigram", "vocab": []}}, "tokenizer.json is of the kind Unigram"),
-        ({"normalizer": {"type": "Lowercase"}}, "tokenizer.json is of the kind WordLevel, and not as minigpt writes it"),
+        (
+            {"normalizer": {"type": "Lowercase"}},
+            "tokenizer.json is of the kind WordLevel, and not as minigpt writes it",
+        ),
     ):
         path = Path("hf/tokenizer.json")
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -481,10 +492,14 @@ def test_what_came_in_works_as_any_checkpoint(made: Callable[..., Path]) -> None
     imported()
     for name in (str(path), "imported.ckpt"):
         for command in ("validate", "test"):
-            done = run_minigpt(command, "--ckpt_path", name, "--data.corpus", "text.txt", "--trainer.precision", "32-true")
+            done = run_minigpt(
+                command, "--ckpt_path", name, "--data.corpus", "text.txt", "--trainer.precision", "32-true"
+            )
             assert done.code == 0, done.err
             Path(f"{name}.{command}").write_text(re.sub("(?s).*?(?=─)", "", done.out, count=1))
-        done = run_minigpt("predict", "--ckpt_path", name, "--data.predict_corpus", "text.txt", "--output", f"{name}.csv")
+        done = run_minigpt(
+            "predict", "--ckpt_path", name, "--data.predict_corpus", "text.txt", "--output", f"{name}.csv"
+        )
         assert done.code == 0, done.err
         done = run_minigpt("generate", "--ckpt_path", name, "--max_new_tokens", 40)
         Path(f"{name}.out").write_text(done.out)
@@ -514,6 +529,207 @@ def test_pages_are_made_of_what_came_in_and_of_what_is_given_away(made: Callable
         done = run_minigpt("explain", "--ckpt_path", f"{name}.ckpt", "--output", f"{name}.html")
         assert done.code == 0, done.err
         assert run_minigpt("report", "--ckpt_path", f"{name}.ckpt", "--output", f"{name}.report.html").code == 0
+
+
+# Word pieces, and OpenAI's release
+
+
+def write_pieces(vocabulary: str, merges: str) -> dict[str, int]:
+    """A small byte-pair encoding as GPT-1's, trained here, in two files; its ids are in the order of GPT-1's."""
+    library = pytest.importorskip("tokenizers")
+    trainer = library.trainers.BpeTrainer(vocab_size=60, end_of_word_suffix="</w>", show_progress=False)
+    tokenizer = library.Tokenizer(library.models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator([make_text(3000) + "caf\u00e9 ? ."], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    single = sorted(word for word in model["vocab"] if len(word.removesuffix("</w>")) == 1 and word != "\n</w>")
+    single = sorted(single, key=lambda word: word.endswith("</w>"))
+    merged = ["".join(pair) for pair in model["merges"]]
+    ids = {word: i for i, word in enumerate(dict.fromkeys(["<unk>", *single, *merged, "\n</w>"]))}
+    Path(vocabulary).parent.mkdir(exist_ok=True)
+    Path(vocabulary).write_text(json.dumps(ids), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
+    Path(merges).write_text("\n".join(lines), encoding="utf-8")
+    return ids
+
+
+# Of a block, in the order of the release.
+ORDER = ("attention.qkv", "attention.projection", "norm_1", "feed_forward.expand", "feed_forward.contract", "norm_2")
+
+
+def write_release(folder: str = "gpt1") -> GPT:
+    """A model as OpenAI's release of GPT-1 stores it, in ten files."""
+    ids = write_pieces(f"{folder}/encoder_bpe_40000.json", f"{folder}/vocab_40000.bpe")
+    gpt = GPT(GPTConfig(len(ids), WINDOW, 2, 2, 128)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in gpt.parameters():
+        parameter.data.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
+    arrays: list[torch.Tensor] = [gpt.get_parameter(f"{name}_embedding.weight") for name in ("position", "token")]
+    for i, part in itertools.product(range(2), ORDER):
+        weight = gpt.get_parameter(f"blocks.{i}.{part}.weight")
+        arrays += [weight if weight.dim() == 1 else weight.T[None], gpt.get_parameter(f"blocks.{i}.{part}.bias")]
+    plain = [array.detach().numpy() for array in arrays]
+    Path(folder, "params_shapes.json").write_text(json.dumps([array.shape for array in plain]))
+    for i, piece in enumerate(np.array_split(np.concatenate([array.ravel() for array in plain]), 10)):
+        np.save(f"{folder}/params_{i}.npy", piece)
+    return gpt
+
+
+@pytest.fixture
+def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
+    monkeypatch.chdir(tmp_path)
+    return write_release()
+
+
+TEXT = "the cat sat on a mat and saw two old rats."
+
+
+def test_openai_s_release_comes_in_to_the_bit_and_writes(release: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt, tokenizer = imported("gpt1", "gpt1.ckpt")
+    assert_equal_weights(release, gpt)
+    ids = tokenizer.encode(TEXT)
+    assert len(ids) < len(TEXT) / 2
+    assert tokenizer.decode(ids) == TEXT.replace(".", " .")
+    model = minigpt.load("gpt1.ckpt")
+    written = model.generate("the cat", max_new_tokens=3 * WINDOW)
+    assert len(written.split()) > 3
+    assert written[0] in " .;" or model.tokenizer.vocabulary[int(ids[1])].endswith("</w>")
+    pieces = "".join(model.stream("the cat", max_new_tokens=3 * WINDOW))
+    assert pieces == written
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n/quit\n"))
+    for command in (("generate", "--prompt", "the cat", "--json"), ("generate",), ("chat",)):
+        done = run_minigpt(*command, "--ckpt_path", "gpt1.ckpt")
+        assert done.code == 0, done.err
+    traced = model.trace("The cat")
+    assert traced.tokens == ["the</w>", "cat</w>"]
+    assert "the</w>" in str(traced)
+
+
+def test_the_surprisal_of_a_text_in_pieces_is_told_per_token(release: GPT) -> None:
+    gpt, tokenizer = imported("gpt1", "gpt1.ckpt")
+    Path("text.txt").write_text(TEXT + "\n\n" + TEXT)
+    done = run_minigpt(
+        "predict", "--ckpt_path", "gpt1.ckpt", "--data.predict_corpus", "text.txt", "--output", "nats.csv"
+    )
+    assert done.code == 0, done.err
+    assert "nats per token" in done.out
+    assert "pieces of words" in done.out
+    header, *rows = [line.split(",") for line in Path("nats.csv").read_text().splitlines()]
+    ids = tokenizer.encode(Path("text.txt").read_text())
+    assert header == ["place", "token", "nats"]
+    assert [row[1] for row in rows] == [tokenizer.label(i) for i in ids]
+    first = tokenizer.encode(tokenizer.start)
+    read = torch.from_numpy(np.concatenate([first, ids]).astype(np.int64))[: WINDOW + 1]
+    nats = F.cross_entropy(gpt(read[None, :-1])[0], read[1:], reduction="none")
+    torch.testing.assert_close(torch.tensor([float(row[2]) for row in rows[:WINDOW]]), nats, rtol=1e-4, atol=1e-5)
+
+
+def test_what_can_t_be_done_with_pieces_is_refused_with_the_reason(release: GPT) -> None:
+    imported("gpt1", "gpt1.ckpt")
+    Path("text.txt").write_text(make_text(6000))
+    for command in ("fit", "validate", "test"):
+        done = run_minigpt(command, "--ckpt_path", "gpt1.ckpt", "--data.corpus", "text.txt")
+        assert_clear_error(done, "gpt1.ckpt reads pieces of words", "no loss per character can be told", command)
+    assert_clear_error(run_minigpt("explain", "--ckpt_path", "gpt1.ckpt"), "reads pieces of words")
+    done = run_minigpt("fit", "--data.corpus", "text.txt", "--data.tokenizer", "bpe", "--model.n_layer", 1)
+    assert_clear_error(done, "a model of word pieces is imported, not trained here")
+    done = run_minigpt("generate", "--ckpt_path", "gpt1.ckpt", "--prompt", "a \ud83d")
+    assert_clear_error(done, "(U+D83D): half a surrogate pair")
+
+
+def test_without_the_library_of_pieces_it_is_named(release: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported("gpt1", "gpt1.ckpt")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for command in (("generate", "--ckpt_path", "gpt1.ckpt"), ("import", "gpt1", "--output", "new.ckpt")):
+        assert_clear_error(run_minigpt(*command), "pip install tokenizers")
+
+
+def test_a_model_of_pieces_goes_out_as_hugging_face_s_own(release: GPT) -> None:
+    transformers = pytest.importorskip("transformers")
+    gpt, tokenizer = imported("gpt1", "gpt1.ckpt")
+    assert run_minigpt("export", "--ckpt_path", "gpt1.ckpt", "--output_dir", "hf").code == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("hf")
+    ids = ids_of(gpt)
+    torch.testing.assert_close(theirs(ids).logits, gpt(ids), rtol=1e-5, atol=1e-5)
+    names = {"vocab": "gpt1/encoder_bpe_40000.json", "merges": "gpt1/vocab_40000.bpe"}
+    own = transformers.OpenAIGPTTokenizer(
+        vocab=json.loads(Path(names["vocab"]).read_text()),
+        merges=[tuple(line.split()) for line in Path(names["merges"]).read_text().splitlines()[1:]],
+    )
+    for text in (TEXT, "Caf\u00e9\n\nisn't it? The  CAT;xyz", "cafe\u0301"):
+        found = tokenizer.encode(text).tolist()
+        assert found == transformers.AutoTokenizer.from_pretrained("hf")(text).input_ids
+        assert found == own(text).input_ids
+    after = imported("hf", "again.ckpt")
+    assert_equal_weights(gpt, after[0])
+    assert after[1].vocabulary == tokenizer.vocabulary
+
+
+def test_the_hub_s_two_files_of_pieces_are_read(release: GPT) -> None:
+    gpt, tokenizer = imported("gpt1", "gpt1.ckpt")
+    assert run_minigpt("export", "--ckpt_path", "gpt1.ckpt", "--output_dir", "hf").code == 0
+    Path("hf/tokenizer.json").unlink()
+    shutil.copy("gpt1/encoder_bpe_40000.json", "hf/vocab.json")
+    shutil.copy("gpt1/vocab_40000.bpe", "hf/merges.txt")
+    edit(renamed(r"^transformer\.", ""))
+    after = imported("hf", "hub.ckpt")
+    assert_equal_weights(gpt, after[0])
+    assert after[1].encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_a_release_that_is_not_whole_is_told_what_it_lacks(release: GPT) -> None:
+    shutil.copytree("gpt1", "whole")
+
+    def refused(message: str) -> None:
+        assert_clear_error(run_minigpt("import", "gpt1", "--output", "new.ckpt"), "gpt1 can't be imported.", message)
+        shutil.rmtree("gpt1")
+        shutil.copytree("whole", "gpt1")
+
+    for name, message in {
+        "params_9.npy": "params_0.npy to params_8.npy hold",
+        "params_3.npy": "params_0.npy to params_2.npy hold",
+        "params_0.npy": "There is no params_0.npy",
+        "encoder_bpe_40000.json": "encoder_bpe_40000.json can't be read",
+        "vocab_40000.bpe": "vocab_40000.bpe can't be read",
+    }.items():
+        Path("gpt1", name).unlink()
+        refused(message)
+    np.save("gpt1/params_4.npy", np.array([Runs()], dtype=object), allow_pickle=True)
+    refused("params_4.npy is no array of plain numbers: Object arrays cannot be loaded")
+    assert not Path("ran").exists()
+    shapes = json.loads(Path("gpt1/params_shapes.json").read_text())
+    for wrong, message in (
+        (shapes[:-1], "has 25 shapes; GPT-1 has 2, and 12 for each block"),
+        ([[16, 100], [60, 100], *shapes[2:]], "the width is 100, no multiple of 64"),
+        ({"a": 1}, "is no list of shapes"),
+        ([*shapes[:2], [1, 384, 128], *shapes[3:]], "h.0.attn.c_attn.weight has the shape (384, 128)"),
+    ):
+        Path("gpt1/params_shapes.json").write_text(json.dumps(wrong))
+        refused(message)
+    path = Path("gpt1/encoder_bpe_40000.json")
+    path.write_text(json.dumps({word: i for word, i in json.loads(path.read_text()).items() if word != "\n</w>"}))
+    refused("its vocabulary is padded")
+
+
+@pytest.mark.soak
+def test_the_full_gpt1_comes_in_and_goes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 117M shape, of which a window is compared in float32."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig()).eval()
+    words = ["<unk>", *(f"w{i}</w>" for i in range(40476)), ".</w>"]
+    write_pieces("hub/vocab.json", "hub/merges.txt")
+    Path("hub/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    Path("hub/merges.txt").write_text("#version: 0.2\n")
+    save_file(layouts.to_tensors(gpt), "hub/model.safetensors")
+    Path("hub/config.json").write_text(json.dumps(layouts.to_configuration(gpt.config)))
+    theirs = transformers.OpenAIGPTLMHeadModel.from_pretrained("hub")
+    ours, _ = imported("hub")
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 116_534_784
+    ids = torch.randint(40478, (1, 512), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=1e-5, atol=2e-5)
 
 
 # A small checkpoint

@@ -27,7 +27,9 @@ def export(
     if format == "checkpoint":
         name, target, other = "output", output, output_dir
     if not target or other:
-        raise UserError(f"--format {format} writes a {'file' if name == 'output' else 'folder'}: name it with --{name}.")
+        raise UserError(
+            f"--format {format} writes a {'file' if name == 'output' else 'folder'}: name it with --{name}."
+        )
     from minigpt.formats.export import write_folder, write_small
     from minigpt.run import find_checkpoint
 

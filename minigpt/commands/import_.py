@@ -8,7 +8,7 @@ from minigpt.files import user_path
 
 
 def import_(folder: str, output: str) -> None:
-    """Make a checkpoint of a folder: one that export wrote, another GPT-1 or GPT-2 of Hugging Face's, or OpenAI's GPT-1.
+    """Make a checkpoint of a folder: as export writes it, another GPT-1 or GPT-2, or OpenAI's own.
 
     Args:
         folder: that holds the model's files; may be given without its flag, as the first word.

@@ -97,15 +97,19 @@ def _check_vocabulary(config: GPTConfig, tokenizer: CharTokenizer) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a file of JSON; a UserError names the file where that can't be had."""
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path.name} holds no object of JSON.")
+    return value
+
+
+def _json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path.name} can't be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is no JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path.name} holds no object of JSON.")
-    return value
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -139,7 +143,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         # Old files are not in the form that can be mapped into memory.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path.name} was not loaded: it holds more than plain data and could run a program.") from error
+        raise UserError(
+            f"{path.name} was not loaded: it holds more than plain data and could run a program."
+        ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path.name} is damaged or cut off ({str(error).splitlines()[0]}).") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -167,7 +173,10 @@ def _tokenizer_of(folder: Path, norm: str) -> CharTokenizer:
 
 def _merges(path: Path) -> list[list[str]]:
     """The pairs of a byte-pair encoding, in order, from a file that begins with its version."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     pairs = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise UserError(f"{path.name}: {' '.join(wrong[0])!r} is no pair of pieces.")
@@ -176,11 +185,11 @@ def _merges(path: Path) -> list[list[str]]:
 
 def _from_release(folder: Path) -> dict[str, Any]:
     """OpenAI's own release: one flat array in ten files, and the shapes that it is cut into."""
-    try:
-        shapes = json.loads((folder / RELEASE).read_text(encoding="utf-8"))
-        sizes = [math.prod(shape) for shape in shapes]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{RELEASE} is no list of shapes: {error}.") from error
+    shapes = _json(folder / RELEASE)
+    sized = isinstance(shapes, list) and all(isinstance(shape, list) for shape in shapes)
+    if not sized or not all(isinstance(size, int) and size > 0 for shape in shapes for size in shape):
+        raise UserError(f"{RELEASE} is no list of shapes.")
+    sizes = [math.prod(shape) for shape in shapes]
     layout = LAYOUTS["post"]
     order = ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
     parts = [f"{part}.{kind}" for part in order for kind in ("weight", "bias")]
@@ -199,6 +208,8 @@ def _from_release(folder: Path) -> dict[str, Any]:
         except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{path.name} is no array of plain numbers: {str(error).splitlines()[0]}") from error
         found += 1
+    if not pieces:
+        raise UserError("There is no params_0.npy, the first of the files that hold the numbers.")
     if (held := sum(map(len, pieces))) != sum(sizes):
         raise UserError(
             f"params_0.npy to params_{found - 1}.npy hold {held:,} numbers; by {RELEASE} it must be {sum(sizes):,}. "

@@ -60,9 +60,7 @@ class Layout:
 LAYOUTS = {
     # In OpenAI-GPT "gelu" means the tanh form; in GPT-2 it means the exact one, by the error function.
     "post": Layout("openai-gpt", "OpenAIGPTLMHeadModel", "tokens_embed", "positions_embed", "afn", ("gelu",)),
-    "pre": Layout(
-        "gpt2", "GPT2LMHeadModel", "wte", "wpe", "activation_function", ("gelu_new", "gelu_pytorch_tanh")
-    ),
+    "pre": Layout("gpt2", "GPT2LMHeadModel", "wte", "wpe", "activation_function", ("gelu_new", "gelu_pytorch_tanh")),
 }
 
 
@@ -71,8 +69,8 @@ def to_tensors(gpt: GPT) -> dict[str, Tensor]:
     layout, tensors = LAYOUTS[gpt.config.norm], {}
     for ours, weight in gpt.state_dict().items():
         name, transposed = layout.name(ours)
-        tensors[PREFIX + name] = (weight.T if transposed else weight).detach().float().cpu().clone(
-            memory_format=torch.contiguous_format
+        tensors[PREFIX + name] = (
+            (weight.T if transposed else weight).detach().float().cpu().clone(memory_format=torch.contiguous_format)
         )
     if isinstance(gpt.position_embedding, SinusoidalEmbedding):
         tokens = f"{PREFIX}{layout.tokens}.weight"
@@ -198,9 +196,9 @@ def from_tensors(
         if torch.allclose(table, sines, rtol=0, atol=1e-6 if exact else 1e-2) and torch.allclose(
             tokens, scaled, rtol=1e-6 if exact else 2e-2, atol=1e-7 if exact else 1e-2
         ):
-            shape = {**vars(config), "positions": "sinusoidal"}
+            sinusoidal = make_config(**{**vars(config), "positions": "sinusoidal"})
             del weights["position_embedding.weight"]
-            return make_config(**shape), {**weights, "token_embedding.weight": head.float().contiguous()}
+            return sinusoidal, {**weights, "token_embedding.weight": head.float().contiguous()}
     raise UserError(
         f"The model has a head of its own, {HEAD}, which is not its token embedding. GPT-1 reads its logits by the "
         "token embedding, so this model can't be one of model.py."

@@ -34,9 +34,7 @@ def to_json(tokenizer: CharTokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, ByteTokenizer):
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
         vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": None, "byte_fallback": False}
-        model |= {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False}
-        return _file(model, level, level)
+        return _file(_merging(vocabulary, []), level, level)
     if halves := [c for c in tokenizer.vocabulary if "\ud800" <= c <= "\udfff" and c != UNKNOWN]:
         raise UserError(
             f"{name_characters(''.join(halves))}: half a surrogate pair, which no file of UTF-8 can hold, and so no "
@@ -46,6 +44,13 @@ def to_json(tokenizer: CharTokenizer) -> dict[str, Any]:
     words = {unknown if c == UNKNOWN else c: i for i, c in enumerate(tokenizer.vocabulary)}
     split = {"type": "Split", "pattern": {"Regex": EACH_CHARACTER}, "behavior": "Isolated", "invert": False}
     return _file({"type": "WordLevel", "vocab": words, "unk_token": unknown}, split, {"type": "Fuse"})
+
+
+def _merging(vocabulary: dict[str, Any], merges: list[list[str]]) -> dict[str, Any]:
+    """A model of byte-pair encoding."""
+    unset = ("unk_token", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    off = {"fuse_unk": False, "byte_fallback": False}
+    return {"type": "BPE", "vocab": vocabulary, "merges": merges, **dict.fromkeys(unset), **off}
 
 
 def _file(model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +74,9 @@ def from_json(file: dict[str, Any]) -> CharTokenizer | None:
         own: CharTokenizer = ByteTokenizer()
         return own if words == byte_symbols() and not model.get("merges") and _same(file, own) else None
     if gaps := sorted(set(range(len(words))) ^ set(vocabulary.values())):
-        raise UserError(f"tokenizer.json: the ids of its {len(words)} tokens have gaps: {some_of(list(map(str, gaps)))}.")
+        raise UserError(
+            f"tokenizer.json: the ids of its {len(words)} tokens have gaps: {some_of(list(map(str, gaps)))}."
+        )
     unknown = model.get("unk_token")
     characters = [UNKNOWN if word == unknown else word for word in words]
     if any(len(character) != 1 for character in characters):
@@ -91,8 +98,7 @@ def from_pieces(vocabulary: dict[str, Any], merges: list[list[str]]) -> BPEToken
     What comes before the merges is as in transformers: letters made small, accents left out, words and punctuation
     parted by rule. OpenAI had spaCy part them, which parts some words otherwise.
     """
-    model = {"type": "BPE", "vocab": vocabulary, "merges": merges, "unk_token": NEVER, "end_of_word_suffix": "</w>"}
-    model |= {"dropout": None, "continuing_subword_prefix": None, "fuse_unk": False, "byte_fallback": False}
+    model = _merging(vocabulary, merges) | {"unk_token": NEVER, "end_of_word_suffix": "</w>"}
     file = _file(model, {"type": "BertPreTokenizer"}, {"type": "BPEDecoder", "suffix": "</w>"})
     kept = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
     return BPETokenizer(json.dumps({**file, "normalizer": {"type": "BertNormalizer", **kept}}))

@@ -185,7 +185,7 @@ class BPETokenizer(CharTokenizer):
         UserError: the library is missing, or it can't read that.
     """
 
-    vocabulary: tuple[str, ...]  # type: ignore[assignment] - a piece may have several characters
+    vocabulary: tuple[str, ...]  # type: ignore[assignment]  # a piece may have several characters
 
     def __init__(self, source: str) -> None:
         try:
@@ -202,9 +202,9 @@ class BPETokenizer(CharTokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         pieces = [self._library.id_to_token(i) for i in range(self._library.get_vocab_size())]
+        self.source, self.vocabulary = source, tuple(piece for piece in pieces if piece is not None)
         if not pieces or None in pieces:
             raise UserError(f"The ids of the {len(pieces):,} pieces of the tokenizer have gaps.")
-        self.source, self.vocabulary = source, tuple(pieces)
         named = getattr(self._library.model, "unk_token", None)
         self.unknown = self._library.token_to_id(named) if named else None
 
@@ -258,6 +258,12 @@ class BPETokenizer(CharTokenizer):
 
     def label(self, token: int) -> str:
         return self.vocabulary[token]
+
+    def byte_counts(self) -> list[int]:
+        return [len(piece.encode()) for piece in self.vocabulary]
+
+    def character_counts(self) -> list[int]:
+        return [len(piece) for piece in self.vocabulary]
 
 
 TOKENIZERS = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}

@@ -353,9 +353,10 @@ class MiniGPTCLI(LightningCLI):
             say(note)
         if config.vocab_size == 1:
             say("Warning: the corpus has a single character, over and over. There is nothing to learn from it.")
+        tokens = "pieces of words" if self.config.data.tokenizer == "bpe" else "characters"
         say(
             f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
-            f"window {config.block_size}; {config.vocab_size} characters; "
+            f"window {config.block_size}; {config.vocab_size} {tokens}; "
             f"{parameters:,} parameters."
         )
 
