@@ -96,6 +96,7 @@ def test_no_import_runs_in_a_circle() -> None:
         (["chat", "--help"], ["torch", "lightning"]),
         (["corpus", "--help"], ["torch", "lightning"]),
         (["report", "--help"], ["torch", "lightning"]),
+        (["import", "--help"], ["torch", "lightning"]),
         (["runs"], ["torch", "numpy", "lightning"]),
     ],
 )

@@ -73,7 +73,7 @@ def small_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(path)
     recipe = recipe_of(path, checkpoint)
-    kept = ("state_dict", "hyper_parameters", "minigpt_format", "pytorch-lightning_version", "precision", "film")
+    kept = ("hyper_parameters", "minigpt_format", "pytorch-lightning_version", "precision")
     return {name: checkpoint[name] for name in kept if name in checkpoint} | {
         # Copies, for a tensor that is a view would bring its whole storage along.
         "state_dict": {name: weight.clone() for name, weight in checkpoint["state_dict"].items()},

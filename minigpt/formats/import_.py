@@ -80,8 +80,14 @@ def _checkpoint(
 
 
 def _settings(given: Any) -> dict[str, Any]:
-    """Settings by name from a file that may come from anybody."""
-    return {str(name): value for name, value in given.items()} if isinstance(given, dict) else {}
+    """Settings by name from a file that may come from anybody: plain values, and lists of such."""
+    plain = (str, int, float, type(None))
+    items = given.items() if isinstance(given, dict) else ()
+    return {
+        name: value
+        for name, value in items
+        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(it, plain) for it in value))
+    }
 
 
 def _check_vocabulary(config: GPTConfig, tokenizer: CharTokenizer) -> None:

@@ -125,7 +125,7 @@ def from_configuration(configuration: dict[str, Any]) -> GPTConfig:
     shape = {key: configuration[key] for key in sizes}
     config = make_config(block_size=shape.pop("n_positions"), norm=norm, **shape, **rates)
     allowed = {
-        layout.activation: (*layout.tanh_gelu, "gelu_new", "gelu_pytorch_tanh"),
+        layout.activation: layout.tanh_gelu,
         "layer_norm_epsilon": (EPSILON,),
         "n_inner": (None, 4 * config.n_embd),
         "scale_attn_weights": (None, True),
