@@ -143,16 +143,21 @@ def folder_of(gpt: GPT, tokenizer: CharTokenizer, recipe: dict[str, Any]) -> dic
     }
 
     def text(value: Any) -> Callable[[], bytes]:
-        return lambda: (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+        return lambda: as_bytes(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     return {
         HERE: text({**to_configuration(config), "minigpt": recipe}),
         "generation_config.json": text(generation),
         "tokenizer.json": text(pieces),
         "tokenizer_config.json": text(settings),
-        "README.md": lambda: card(config, tokenizer, recipe).encode(),
+        "README.md": lambda: as_bytes(card(config, tokenizer, recipe)),
         "model.safetensors": lambda: save(to_tensors(gpt), metadata={"format": "pt"}),
     }
+
+
+def as_bytes(text: str) -> bytes:
+    """A text in UTF-8; what no UTF-8 can hold, in the name of a file say, is escaped as JSON escapes it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def card(config: GPTConfig, tokenizer: CharTokenizer, recipe: dict[str, Any]) -> str:
