@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.fast import Packed, apply, why_not
 from minigpt.model import GPT, KeyValueCache
 from minigpt.sampling import Sampling
-from minigpt.text.tokenizer import CharTokenizer
+from minigpt.text.tokenizer import CharTokenizer, Decoder
 
 Drawn = Iterator[tuple[list[int], list[float]]]  # at each step the next id of each sequence, and its log-probability
 
@@ -251,13 +251,18 @@ class Writer:
             batches.append((batch, generate(self.gpt, ids, chosen, seeds, stride, never, cached, self.dtype)))
         reason = None if max_new_tokens else "length"
         samples = [Sample(prompt, seed + i, stop_reason=reason) for i, prompt in enumerate(prompts)]
-        return self._follow(samples, batches, max_new_tokens, stops)
+        decoders = [self.tokenizer.decoder(window) for window in windows]
+        return self._follow(samples, batches, decoders, max_new_tokens, stops)
 
     def _follow(
-        self, samples: list[Sample], batches: list[tuple[list[int], Drawn]], max_new_tokens: int, stops: list[list[int]]
+        self,
+        samples: list[Sample],
+        batches: list[tuple[list[int], Drawn]],
+        decoders: list[Decoder],
+        max_new_tokens: int,
+        stops: list[list[int]],
     ) -> Iterator[list[Sample]]:
         """Turn ids into text, holding back what may be the beginning of a stop string."""
-        decoders = [self.tokenizer.decoder() for _ in samples]
         held: list[tuple[list[int], list[float]]] = [([], []) for _ in samples]
         yield samples
         for left in reversed(range(max_new_tokens)):

@@ -97,6 +97,7 @@ def test_no_import_runs_in_a_circle() -> None:
         (["corpus", "--help"], ["torch", "lightning"]),
         (["report", "--help"], ["torch", "lightning"]),
         (["explain", "--help"], ["torch", "lightning"]),
+        (["import", "--help"], ["torch", "lightning"]),
         (["runs"], ["torch", "numpy", "lightning"]),
     ],
 )

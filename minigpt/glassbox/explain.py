@@ -44,7 +44,7 @@ from minigpt.model import GPT
 from minigpt.records import METRICS, read_rows
 from minigpt.run import RunFolder, read_checkpoint
 from minigpt.text.corpus import DataSettings, listed
-from minigpt.text.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer
+from minigpt.text.tokenizer import TOKENIZERS, BPETokenizer, ByteTokenizer, CharTokenizer
 
 Precision = Literal["float16", "float32"]
 
@@ -81,6 +81,11 @@ def make(
     Raises:
         UserError: the model is too large for a page, or see :func:`contents`.
     """
+    if isinstance(model.tokenizer, BPETokenizer):
+        raise UserError(
+            "The model reads pieces of words; the page parts what you type into characters or bytes only. To look "
+            "inside such a model there is trace: see docs/glassbox.md."
+        )
     if (count := parameters_of(model.gpt)) > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count:,} parameters; a page computes with at most {MOST_PARAMETERS:,}. For a larger one "
@@ -196,7 +201,7 @@ def described(model: Traceable, checkpoint: dict[str, Any], path: Path, version:
         "labels": [tokenizer.label(i) for i in range(len(tokenizer.vocabulary))],
         "bytes": is_byte,
         "unknown": tokenizer.unknown,
-        "start": tokenizer.vocabulary.index(tokenizer.start),
+        "start": int(tokenizer.encode(tokenizer.start)[0]),
         "main": checkpoint["global_step"],
     }
 

@@ -24,7 +24,15 @@ from minigpt.errors import UserError, some_of
 from minigpt.files import remove_torn, user_path, written_whole
 from minigpt.text.decoding import decode
 from minigpt.text.sources import Source, find_sources, keep_standard_input
-from minigpt.text.tokenizer import CODE_POINTS, TOKENIZERS, ByteTokenizer, CharTokenizer, code_points, name_characters
+from minigpt.text.tokenizer import (
+    CODE_POINTS,
+    TOKENIZERS,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    code_points,
+    name_characters,
+)
 
 LARGEST_VOCABULARY = 1 << 18  # Unicode has about 155,000 characters; what has more is no text
 
@@ -109,6 +117,7 @@ class DataSettings:
         val_corpus: a text of its own to validate on.
         test_corpus: a text of its own to test on.
         tokenizer: "char", one id per character; or "byte", one per byte of UTF-8, which makes any file trainable.
+            ("bpe" is for predict with an imported model of word pieces.)
         min_count: characters rarer than this in the training split become one unknown symbol, never generated.
         seed: decides which windows are in which training batch.
         overfit_one_batch: train on the first batch for ever. A model that can't learn it by heart is broken.
@@ -135,7 +144,7 @@ class DataSettings:
     test_fraction: float = 0.05
     val_corpus: str | list[str] | None = None
     test_corpus: str | list[str] | None = None
-    tokenizer: Literal["char", "byte"] = "char"
+    tokenizer: Literal["char", "byte", "bpe"] = "char"
     min_count: int = 1
     seed: int = 1337
     overfit_one_batch: bool = False
@@ -191,6 +200,11 @@ class DataSettings:
             UserError: there is no such corpus, it can't be read, is empty or damaged, is not in that encoding, changes
                 while it is read, or has far too many characters; or its ids can't be written.
         """
+        if self.tokenizer == "bpe":
+            raise UserError(
+                "data.tokenizer is bpe, but a model of word pieces is imported, not trained here: what its tokenizer "
+                "leaves out of a text can't be scored. Train on characters or bytes, char or byte."
+            )
         name, folder, skipped = ", ".join(listed(corpus)), user_path(self.data_dir), list[str]()
         try:
             (folder / "ids").mkdir(parents=True, exist_ok=True)
@@ -208,6 +222,23 @@ class DataSettings:
             told.append(f"{name}: {len(skipped):,} files are not read, see --data.suffixes: {some_of(skipped)}.")
         odd = [] if self.tokenizer == "byte" else remarks(name, text.characters)
         return replace(text, name=name, notes=(*told, *text.notes, *odd))
+
+    def open_in_pieces(self, corpus: str | list[str], tokenizer: BPETokenizer) -> Corpus:
+        """A corpus in the ids of an imported tokenizer of word pieces; it is read into memory as a whole.
+
+        Raises:
+            UserError: see :meth:`open`; or no piece is left of the text.
+        """
+        text = replace(self, tokenizer="char").open(corpus)
+        ids = tokenizer.encode(CharTokenizer(text.characters).decode(text.ids()[:]))
+        if not len(ids):
+            raise UserError(f"The model's tokenizer leaves nothing of the corpus {text.name}.")
+        key = hashlib.sha256((text.sha256 + tokenizer.source).encode()).hexdigest()[:20]
+        path = Path(text.path).with_name(f"{key}.bpe.npy")
+        with written_whole(path) as file:
+            np.save(file, ids)
+        known = tokenizer.source
+        return replace(text, characters=known, vocabulary=known, path=str(path), length=len(ids), first=())
 
     def open_splits(self) -> dict[str, Corpus]:
         """The text of each split, as it is; a note names the characters that training will never see."""

@@ -1,4 +1,4 @@
-"""Text to ids and back: one id per character, or one per byte of UTF-8."""
+"""Text to ids and back: one id per character, or per byte of UTF-8; or per piece of a word, for imported models."""
 
 import codecs
 import re
@@ -57,6 +57,7 @@ class CharTokenizer:
         if len(set(vocabulary)) != len(vocabulary):
             raise UserError("The vocabulary names a character twice.")
         self.vocabulary = vocabulary
+        self.source = vocabulary  # what a checkpoint keeps, of which this is made again
         self.unknown = vocabulary.find(UNKNOWN) if UNKNOWN in vocabulary else None
         self._codes = np.array([ord(character) for character in vocabulary], dtype="<u4")
         lacking = len(vocabulary) if self.unknown is None else self.unknown
@@ -118,8 +119,10 @@ class CharTokenizer:
         """The text of ``ids``; the unknown symbol becomes U+FFFD."""
         return self._shown[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
-    def decoder(self) -> Decoder:
-        """A function for ids that come little by little: it gives what of their text is known so far."""
+    def decoder(self, before: Sequence[int] = ()) -> Decoder:
+        """A function for ids that come little by little, after those ``before``: it gives what of their text is certain
+        so far.
+        """
         return lambda ids, final: self.decode(np.array(ids, dtype=np.intp))
 
     def label(self, token: int) -> str:
@@ -155,7 +158,7 @@ class ByteTokenizer(CharTokenizer):
         """The text of ``ids``; bytes that make no character become U+FFFD."""
         return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
-    def decoder(self) -> Decoder:
+    def decoder(self, before: Sequence[int] = ()) -> Decoder:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda ids, final: decoder.decode(bytes(ids), final)
 
@@ -169,4 +172,98 @@ class ByteTokenizer(CharTokenizer):
         return [0 if 0x80 <= byte < 0xC0 else 1 for byte in range(256)]  # those between continue a character
 
 
-TOKENIZERS = {"char": CharTokenizer, "byte": ByteTokenizer}
+class BPETokenizer(CharTokenizer):
+    """Pieces of words by byte-pair encoding (Sennrich et al. 2016), as OpenAI's GPT-1 reads them, for imported models.
+
+    It may lose a part of the text: GPT-1's own makes all letters small, and leaves out accents and newlines. So what
+    such a model is worth can't be told per character, only per token.
+
+    Args:
+        source: the text of a ``tokenizer.json``, as the library ``tokenizers`` reads it.
+
+    Raises:
+        UserError: the library is missing, or it can't read that.
+    """
+
+    vocabulary: tuple[str, ...]  # type: ignore[assignment]  # a piece may have several characters
+
+    def __init__(self, source: str) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise UserError(
+                "The model reads pieces of words, for which the package tokenizers is needed: "
+                "pip install tokenizers (or minigpt[huggingface])."
+            ) from error
+        try:
+            self._library = Tokenizer.from_str(source)
+        except Exception as error:  # of no kind of its own
+            raise UserError(f"The tokenizer of pieces can't be read: {error}.") from error
+        self._library.no_truncation()
+        self._library.no_padding()
+        pieces = [self._library.id_to_token(i) for i in range(self._library.get_vocab_size())]
+        self.source, self.vocabulary = source, tuple(piece for piece in pieces if piece is not None)
+        if not pieces or None in pieces:
+            raise UserError(f"The ids of the {len(pieces):,} pieces of the tokenizer have gaps.")
+        named = getattr(self._library.model, "unk_token", None)
+        self.unknown = self._library.token_to_id(named) if named else None
+
+    @property
+    def start(self) -> str:
+        """What stands before the beginning of a text: a newline where it is known, or else the end of a sentence."""
+        candidates = (text for text in ("\n", ".", *self.vocabulary) if set(self._ids(text)) - {self.unknown})
+        return next(candidates)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """Ids of the pieces of ``text``, of :attr:`dtype`.
+
+        Raises:
+            UserError: it has half a surrogate pair, or characters that the tokenizer would leave out without a word.
+        """
+        if halves := sorted({c for c in text if "\ud800" <= c <= "\udfff"}):
+            raise UserError(f"{name_characters(''.join(halves))}: half a surrogate pair, which no tokenizer knows.")
+        encoding = self._library.encode(text, add_special_tokens=False)
+        if self.unknown is None:
+            read = {place for start, end in encoding.offsets for place in range(start, end)}
+            if lost := sorted({c for place, c in enumerate(text) if place not in read and not c.isspace()}):
+                raise UserError(f"{name_characters(''.join(lost))}: no piece of the tokenizer has it. Remove it.")
+        return np.array(encoding.ids, dtype=self.dtype)
+
+    def lookalikes(self, text: str) -> dict[str, str]:
+        return {}
+
+    def decode(self, ids: NDArray[np.integer]) -> str:
+        """The text of ``ids``; whatever was lost when it was encoded is not in it."""
+        text: str = self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        return text
+
+    def decoder(self, before: Sequence[int] = ()) -> Decoder:
+        """As of characters. Whether a piece begins after a space is known from those before it."""
+        ids, told = list(before), len(self._library.decode(list(before), skip_special_tokens=False))
+
+        def decode(new: Sequence[int], final: bool) -> str:
+            nonlocal told
+            ids.extend(new)
+            text: str = self._library.decode(ids, skip_special_tokens=False)
+            if not final:
+                text = text.rstrip(SHOWN)  # the beginning of a character of several bytes
+            piece, told = text[told:], max(told, len(text))
+            return piece
+
+        return decode
+
+    def label(self, token: int) -> str:
+        return self.vocabulary[token]
+
+    def byte_counts(self) -> list[int]:
+        return [len(piece.encode()) for piece in self.vocabulary]
+
+    def character_counts(self) -> list[int]:
+        return [len(piece) for piece in self.vocabulary]
+
+
+TOKENIZERS = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BPETokenizer}

@@ -26,6 +26,7 @@ from minigpt.files import user_path, written_whole
 from minigpt.generation import Writer
 from minigpt.model import GPT
 from minigpt.sampling import Sampling
+from minigpt.text.tokenizer import BPETokenizer
 from minigpt.training.machine import compute_dtype, matrix_peak
 from minigpt.training.module import GPTLightningModule, logs_step, step_is_done
 
@@ -272,8 +273,9 @@ class NatsWriter(Callback):
             raise UserError(f"--output {self.path} can't be written: {error.strerror or error}.") from error
         self._file = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(("place", "character", "nats"))
         self._tokenizer = pl_module.tokenizer
+        self._unit = "token" if isinstance(self._tokenizer, BPETokenizer) else "character"
+        self._csv.writerow(("place", self._unit, "nats"))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         targets = batch[1][batch[1] >= 0].tolist()
@@ -289,4 +291,4 @@ class NatsWriter(Callback):
         self._file.flush()
         self._file.detach()
         self._open.close()
-        print(f"{self.path}: {self._place} characters, {self._total / self._place:.4f} nats per character")
+        print(f"{self.path}: {self._place} {self._unit}s, {self._total / self._place:.4f} nats per {self._unit}")

@@ -195,8 +195,21 @@ class MiniGPTCLI(LightningCLI):
                 "it can write and be scored. To train further, name a checkpoint of the run: last or best. Or begin a "
                 "new run with its weights: --init_from."
             )
-        parts = set(PARTS.split()) - ({"loops", "optimizer_states", "lr_schedulers"} if "film" in checkpoint else set())
-        if missing := parts - checkpoint.keys():
+        if checkpoint["hyper_parameters"].get("tokenizer") == "bpe" and self.command != "predict":
+            raise UserError(
+                f"{path} reads pieces of words, by a tokenizer from elsewhere that may lose a part of the text, so no "
+                f"loss per character can be told, and {self.command} knows characters and bytes only. generate, chat "
+                "and trace work with it, and predict gives the nats per token of a text."
+            )
+        going_on = {"loops", "optimizer_states", "lr_schedulers"}  # what needs them is a run that goes on
+        parts = set(PARTS.split()) - (going_on if self.command != "fit" else set())
+        if (missing := parts - checkpoint.keys()) == going_on:
+            raise UserError(
+                f"{path} has the weights alone, as export and import write them, and no state of an optimizer, so no "
+                "run can go on from it; it can write and be scored. To train it further, begin a new run from it: "
+                f"fit --init_from {path}."
+            )
+        if missing:
             raise UserError(f"{path} is not a checkpoint of a run of minigpt fit: it holds no {', '.join(missing)}.")
         own, data = own_settings(checkpoint), checkpoint["datamodule_hyper_parameters"]
         self._parse_again(own, settings_of_run(checkpoint, self.home, self.command))
@@ -383,9 +396,10 @@ class MiniGPTCLI(LightningCLI):
             say(note)
         if config.vocab_size == 1:
             say("Warning: the corpus has a single character, over and over. There is nothing to learn from it.")
+        tokens = "pieces of words" if self.config.data.tokenizer == "bpe" else "characters"
         say(
             f"Model: {config.n_layer} layers x {config.n_embd} wide, {config.n_head} heads, {config.norm}-norm; "
-            f"window {config.block_size}; {config.vocab_size} characters; "
+            f"window {config.block_size}; {config.vocab_size} {tokens}; "
             f"{parameters:,} parameters{f', {frozen:,} of them frozen' if frozen else ''}."
         )
 

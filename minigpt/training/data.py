@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from minigpt.errors import UserError
 from minigpt.text.corpus import Corpus, DataSettings
-from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN
+from minigpt.text.tokenizer import TOKENIZERS, UNKNOWN, BPETokenizer
 from minigpt.text.windows import Batch, ScoringBatches, TrainingBatches
 
 # What says where things lie and how they are computed; all other settings are in a checkpoint.
@@ -130,7 +130,10 @@ class CharDataModule(LightningDataModule):
         if stage == "predict":
             if not self.predict_corpus:
                 raise UserError("predict needs a text to score: --data.predict_corpus FILE.")
-            self.texts = {"predict": self.settings.open(self.predict_corpus)}
+            if isinstance(tokenizer := TOKENIZERS[self.tokenizer](vocabulary), BPETokenizer):
+                self.texts = {"predict": self.settings.open_in_pieces(self.predict_corpus, tokenizer)}
+            else:
+                self.texts = {"predict": self.settings.open(self.predict_corpus)}
         elif "train" not in self.texts:
             self._open()
         self.texts = {name: text.renumbered(vocabulary) for name, text in self.texts.items()}
@@ -195,7 +198,8 @@ class CharDataModule(LightningDataModule):
         return self._scoring_loader("predict", range(len(self.texts["predict"])))
 
     def _scoring_loader(self, name: str, places: range) -> DataLoader[Batch]:
-        first = self.vocabulary.index(TOKENIZERS[self.tokenizer](self.vocabulary).start)
+        tokenizer = TOKENIZERS[self.tokenizer](self.vocabulary)
+        first = int(tokenizer.encode(tokenizer.start)[0])
         size, ids = self.settings.eval_batch_size, self.texts[name].ids()
         batches = ScoringBatches(ids, places, self.block_size, size, first, *self.trainer_share)
         return make_loader(batches, self.settings.num_workers)

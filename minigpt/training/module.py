@@ -58,7 +58,7 @@ class GPTLightningModule(LightningModule):
 
     Args:
         vocabulary: the characters that the ids number; taken from the data.
-        tokenizer: "char" or "byte": what an id stands for; taken from the data.
+        tokenizer: "char" or "byte", or "bpe" of an imported model: what an id stands for; taken from the data.
         optimizer: "adamw" as GPT-1, or "muon": Muon for the matrices inside the blocks and AdamW for the rest,
             which needs far fewer steps.
         learning_rate: the peak learning rate of AdamW.
@@ -90,7 +90,7 @@ class GPTLightningModule(LightningModule):
     def __init__(
         self,
         vocabulary: str,
-        tokenizer: Literal["char", "byte"] = "char",
+        tokenizer: Literal["char", "byte", "bpe"] = "char",
         optimizer: Literal["adamw", "muon"] = "adamw",
         learning_rate: float = 2.5e-4,
         muon_learning_rate: float = 0.02,
@@ -124,7 +124,8 @@ class GPTLightningModule(LightningModule):
         for name, (kept, limit) in limits.items():
             if not kept:
                 raise UserError(f"model.{name} is {settings[name]}; it must be {limit}.")
-        config = make_config(vocab_size=len(vocabulary), **gpt)
+        self.tokenizer = TOKENIZERS[tokenizer](vocabulary)
+        config = make_config(vocab_size=len(self.tokenizer.vocabulary), **gpt)
         self.gpt = GPT(config)
         optim.freeze(dict(self.gpt.named_parameters()), [freeze] if isinstance(freeze, str) else freeze or [])
         # Defaults included: a checkpoint must not depend on those that this program has when it is read.
@@ -137,7 +138,6 @@ class GPTLightningModule(LightningModule):
         # vary, are not compiled anew for each.
         self.training_nats = torch.compile(self.character_nats) if compile else self.character_nats
         self.train_nats = MeanMetric(nan_strategy="disable")
-        self.tokenizer = TOKENIZERS[tokenizer](vocabulary)
         self.val_scores = Scores(self.tokenizer)
         self.test_scores = Scores(self.tokenizer)
         self.schedule: torch.optim.lr_scheduler.LambdaLR | None = None
