@@ -81,11 +81,6 @@ def make(
     Raises:
         UserError: the model is too large for a page, or see :func:`contents`.
     """
-    if isinstance(model.tokenizer, BPETokenizer):
-        raise UserError(
-            "The model reads pieces of words; the page parts what you type into characters or bytes only. To look "
-            "inside such a model there is trace: see docs/glassbox.md."
-        )
     if (count := parameters_of(model.gpt)) > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count:,} parameters; a page computes with at most {MOST_PARAMETERS:,}. For a larger one "
@@ -185,7 +180,16 @@ def contents(
 
 
 def described(model: Traceable, checkpoint: dict[str, Any], path: Path, version: str) -> dict[str, Any]:
-    """What the model of a checkpoint is."""
+    """What the model of a checkpoint is.
+
+    Raises:
+        UserError: the page can't part a text as its tokenizer does.
+    """
+    if isinstance(model.tokenizer, BPETokenizer):
+        raise UserError(
+            "The model reads pieces of words; the page parts what you type into characters or bytes only. To look "
+            "inside such a model there is trace: see docs/glassbox.md."
+        )
     tokenizer, folder = model.tokenizer, RunFolder.of(path)
     is_byte = isinstance(tokenizer, ByteTokenizer)
     return {
