@@ -119,7 +119,7 @@ WRONG = [
     ),
     ("The mask is off by one the other way: a place must see itself.", lambda q, k, v: _attend(q, k, v, future=0)),
     (
-        "Your mask begins at the first key. The queries are the last T of S places: the first of them sees S - T before it.",
+        "Your mask begins at the first key. The queries are the last T of S places: the first sees S - T before it.",
         lambda q, k, v: _attend(q, k, v, aligned=False),
     ),
     (

@@ -29,7 +29,7 @@ def choose(logits_V, temperature, top_k, uniform):
 HINTS = [
     "Three probabilities, 0.2, 0.5 and 0.3, and a random number 0.6: which id? And for 0.1?",
     "logits, probabilities and their running sums are (V,). The answer is one number.",
-    "temperature 0: argmax. Else divide; all but the k largest to -inf; softmax; cumsum; count the sums that are <= uniform",
+    "temperature 0: argmax. Else divide; all but the k largest to -inf; softmax; cumsum; count the sums <= uniform",
     "minigpt/generation.py, probabilities and draw",
 ]
 

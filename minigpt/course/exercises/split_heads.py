@@ -75,7 +75,7 @@ def _not_moved(qkv_BTE: Tensor, n_head: int) -> tuple[Tensor, ...]:
 
 WRONG = [
     (
-        "You view (B, T, C) as (B, H, T, D): then a head gets channels of other places. View as (B, T, H, D), transpose.",
+        "You view (B, T, C) as (B, H, T, D), which mixes places. View as (B, T, H, D), then transpose.",
         _viewed,
     ),
     (
