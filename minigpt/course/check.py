@@ -74,7 +74,7 @@ def ended(name: str, path: Path, said: str, seconds: float) -> str:
     """Why a child ended without a report."""
     if "Timeout" in said:
         frames = [line for line in said.splitlines() if path.name in line]
-        where = f", last in {frames[0].strip().split('", ')[-1]}" if frames else ""
+        where = ", last in " + frames[0].strip().rpartition('", ')[2] if frames else ""
         return f"{name} took more than {seconds:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
     return f"{name} ended the whole process. It said last:\n{last}"

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def run(name: str, path: Path, seeds: list[int], seconds: float, memory: int | None) -> dict[str, Any]:
-    """What the function ``name`` in a file gives for the inputs of an exercise that are drawn with each of the seeds."""
+    """What the function ``name`` in a file gives for the inputs of an exercise, drawn with each seed."""
     limit(memory)
     faulthandler.dump_traceback_later(seconds, exit=True)  # on every platform, and it tells where it was
     try:
