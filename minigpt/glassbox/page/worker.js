@@ -4,8 +4,6 @@ A request is {id, method, ...}, its answer {id, result} or {id, error: a sentenc
 share the engine's names; in Node, where the tests run, they have to be fetched. */
 if (typeof module !== "undefined") Object.assign(globalThis, require("./engine.js"));
 
-const KEPT_BYTES = 2 ** 28; // of activations: the texts that were read longest ago are forgotten first
-
 /** What is wrong with a request, in a sentence. */
 class Refusal extends Error {}
 
@@ -18,7 +16,9 @@ const isIndex = (value, end) => Number.isInteger(value) && value >= 0 && value <
 class Answerer {
   static methods = ["load", "read", "maps", "pattern", "lens", "attribute", "write", "probe"];
 
-  constructor() {
+  /** @param room bytes of activations to keep; the texts that were read longest ago are forgotten first */
+  constructor(room = 2 ** 27) {
+    this.room = room;
     this.models = new Map(); // by their step
     this.kept = []; // what was read, the latest first: {gpt, ids, interventions, activations, bytes}
   }
@@ -54,7 +54,7 @@ class Answerer {
     const { n, L, H, S, values } = this.look(request), { size } = request;
     need(isIndex(size, Infinity) && size > 0, `size is ${size}; it must be a whole number above 0.`);
     const m = Math.min(n, size), largest = new Float32Array(L * H * m * m), cell = new Int32Array(n);
-    for (let i = 0; i < m; i++) cell.fill(i, Math.floor((i * n) / m), Math.floor(((i + 1) * n) / m));
+    for (let i = 0; i < m; i++) cell.fill(i, Math.floor((i * n) / m));
     for (let i = 0; i < L; i++) {
       const pattern_THS = values[`blocks.${i}.attention.softmax`];
       for (let t = 0; t < n; t++)
@@ -100,15 +100,18 @@ class Answerer {
 
   /** Write on as generation.py's `generate` does: a window that is full moves on by half. */
   write(request) {
-    const { step, interventions, count, draws, never = null } = request, sampling = checkSampling(request);
+    const { step, count, draws, never = null } = request, sampling = checkSampling(request);
     const { S, V } = this.look(request), written = { ids: [], surprisal: [] };
-    need(isIndex(count, Infinity), `count is ${count}; it must be a whole number.`);
+    need(isIndex(count, Infinity) && count > 0, `count is ${count}; it must be a whole number above 0.`);
     need(Array.isArray(draws) && draws.length === count && draws.every((it) => it >= 0 && it < 1),
       "To write, a number from 0 to less than 1 is needed for each token.");
     need(never === null || isIndex(never, V), `There is no id ${never}; there are ${V}.`);
     let window = Array.from(request.ids);
     for (const draw of draws) {
       if (window.length > S) window = window.slice(Math.max(1, S >> 1));
+      const isThere = (t) => t < window.length; // a position beyond the window's end is not there yet
+      const interventions = (request.interventions ?? []).map(
+        (it) => (it.positions ? { ...it, positions: it.positions.filter(isThere) } : it));
       const { n, values } = this.look({ step, ids: window, interventions });
       const logits_V = values.logits.slice((n - 1) * V, n * V);
       need(!logits_V.some(Number.isNaN), "The model's output is not a number: its training diverged.");
@@ -144,7 +147,8 @@ class Answerer {
   }
 
   /** What the model of a request computes for its ids, with its interventions. */
-  look({ step, ids, interventions = [] }) {
+  look({ step, ids, ...request }) {
+    const interventions = request.interventions ?? [];
     const gpt = this.models.get(step);
     need(gpt, `There is no model of step ${step}; load it first.`);
     const { n_layer: L, n_head: H, vocab_size: V, block_size: S } = gpt.config;
@@ -182,7 +186,7 @@ class Answerer {
     }
     let bytes = 0;
     this.kept = [best, ...this.kept.filter((it) => it !== best)];
-    this.kept = this.kept.filter((it) => (bytes += it.bytes) <= KEPT_BYTES || it === best);
+    this.kept = this.kept.filter((it, i) => (bytes += it.bytes) <= this.room || i < 4);
     return best.activations;
   }
 }
@@ -229,7 +233,7 @@ function checkIntervention(it, config, n) {
 }
 
 /** The settings of sampling.py in a request to write. */
-function checkSampling({ temperature, top_k = null, top_p = null, min_p = null }) {
+function checkSampling({ temperature = 1, top_k = null, top_p = null, min_p = null }) {
   need(Number.isFinite(temperature) && temperature >= 0, `temperature is ${temperature}; it must be at least 0.`);
   need(top_k === null || (isIndex(top_k, Infinity) && top_k > 0), `top_k is ${top_k}; it must be at least 1.`);
   for (const [name, value] of [["top_p", top_p], ["min_p", min_p]])
@@ -290,12 +294,12 @@ function widen(bits) {
 }
 
 /** Answer the messages of a worker's scope; the arrays of an answer are handed over, not copied. */
-function serve(scope) {
-  const answerer = new Answerer();
+function serve(scope, room) {
+  const answerer = new Answerer(room);
   scope.onmessage = ({ data }) => {
     const answer = answerer.answer(data), arrays = Object.values(answer.result ?? {}).filter(ArrayBuffer.isView);
     scope.postMessage(answer, arrays.map((array) => array.buffer));
   };
 }
 
-if (typeof module !== "undefined") module.exports = { Answerer, serve, widen };
+if (typeof module !== "undefined") module.exports = { Answerer, serve, sizes };
