@@ -2,12 +2,13 @@
 
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from minigpt.course.child import drawn
 from minigpt.course.exercises import Exercise, exercise
 from minigpt.errors import UserError
 
-DRAWS = 16  # inputs that an answer is tried on, each drawn anew
-SECONDS = 10.0  # that the answer may take for all of them
+SECONDS = 10.0  # that the answer may take for all inputs
 MEMORY = 2 << 30  # bytes that it may take
 STARTING = 120.0  # seconds within which the child must have ended, with its imports
 
@@ -29,9 +29,48 @@ class Result:
     passed: bool
     message: str  # in sentences
     mistake: str | None = None  # that of the known mistakes which it equals
+    printed: str = ""  # the beginning of what the answer printed
 
 
-def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, python: list[str] | None = None) -> Result:
+class Child:
+    """A process for one answer. Begun ahead, it has PyTorch in its memory when the answer comes.
+
+    Args:
+        python: the command that runs Python; by default this interpreter.
+    """
+
+    def __init__(self, python: list[str] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._output, self._said = Path(self._folder.name) / "report.pt", Path(self._folder.name) / "said.txt"
+        command = [*(python or [sys.executable]), "-m", "minigpt.course.child"]
+        # Into a file: a pipe would stay open as long as any process that the answer begins.
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def run(self, job: dict[str, Any], seconds: float) -> tuple[dict[str, Any] | None, str]:
+        """The child's report, or None if it ended without one; and what it said.
+
+        Raises:
+            TimeoutExpired: it doesn't end.
+        """
+        self._process.communicate(json.dumps(job | {"output": str(self._output)}).encode(), STARTING + seconds)
+        with self._said.open("rb") as file:
+            said = file.read(20_000).decode(errors="replace")
+        try:
+            return torch.load(self._output, weights_only=True), said
+        except (FileNotFoundError, RuntimeError, pickle.UnpicklingError):  # none, or one that isn't the child's own
+            return None, said
+
+
+def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child: Child | None = None) -> Result:
     """Run the answer to an exercise in a child process, and compare.
 
     Args:
@@ -39,45 +78,36 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, python
         path: the file that holds the function of this name.
         seed: of the inputs.
         seconds: that the function may take.
-        python: the command that runs Python; by default this interpreter.
+        child: the process to run it in; by default a new one.
 
     Raises:
         UserError: there is no such file.
     """
     if not path.is_file():
         raise UserError(f"{path} is not there. Begin with: minigpt learn")
-    asked, seeds = exercise(name), [seed + i for i in range(DRAWS)]
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "report.pt"
-        job = {"name": name, "path": str(path.resolve()), "seeds": seeds, "seconds": seconds, "memory": MEMORY}
-        command = [*(python or [sys.executable]), "-m", "minigpt.course.child"]
+    asked = exercise(name)
+    seeds = [seed + i for i in range(asked.draws)]
+    job = {"name": name, "path": str(path.resolve()), "seeds": seeds, "seconds": seconds, "memory": MEMORY}
+    with child or Child() as running:
         try:
-            done = subprocess.run(
-                command,
-                input=json.dumps(job | {"output": str(output)}),
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=STARTING + seconds,
-                check=False,
-            )
+            report, said = running.run(job, seconds)
         except subprocess.TimeoutExpired:
             return Result(False, f"{name} didn't end. Is there a loop that never stops?")
-        if not output.exists():
-            return Result(False, ended(name, path, done.stderr, seconds))
-        report = torch.load(output, weights_only=True)
-    return judge(asked, report, seeds)
+    return (
+        replace(judge(asked, report, seeds), printed=said)
+        if report
+        else Result(False, ended(name, path, said, seconds))
+    )
 
 
 def ended(name: str, path: Path, said: str, seconds: float) -> str:
     """Why a child ended without a report."""
-    if "Timeout" in said:
+    if "\nTimeout (" in "\n" + said:
         frames = [line for line in said.splitlines() if path.name in line]
         where = ", last in " + frames[0].strip().rpartition('", ')[2] if frames else ""
         return f"{name} took more than {seconds:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
-    return f"{name} ended the whole process. It said last:\n{last}"
+    return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")
 
 
 def judge(asked: Exercise, report: dict[str, Any], seeds: list[int]) -> Result:
@@ -108,9 +138,13 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def equal(found: Any, wanted: Any) -> bool:
+    """The same values in the same form; a number may stand in a tensor without dimensions, a tuple be a list."""
+    if isinstance(wanted, float | int) and isinstance(found, Tensor) and found.dim() == 0:
+        found = found.item()
     if isinstance(found, dict) and isinstance(wanted, dict):
         a, b = found["items"], wanted["items"]
-        return found["kind"] == wanted["kind"] and len(a) == len(b) and all(map(equal, a, b))
+        alike = found["kind"] == wanted["kind"] or {found["kind"], wanted["kind"]} == {"list", "tuple"}
+        return alike and len(a) == len(b) and all(map(equal, a, b))
     if isinstance(found, Tensor) and isinstance(wanted, Tensor):
         if found.shape != wanted.shape or found.is_floating_point() != wanted.is_floating_point():
             return False
@@ -124,9 +158,10 @@ def equal(found: Any, wanted: Any) -> bool:
 def difference(asked: Exercise, found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Where an answer that equals no known mistake first differs."""
     if equal(found["values"], wanted["values"]):
-        names = list(inspect.signature(asked.solution).parameters)
-        pairs = zip(names, found["gradients"], wanted["gradients"], strict=False)
-        name = next((n for n, f, w in pairs if not equal(f, w)), names[0])
+        arguments = zip(inspect.signature(asked.solution).parameters, asked.inputs(torch.Generator()), strict=True)
+        names = [name for name, value in arguments if isinstance(value, Tensor) and value.requires_grad]
+        pairs = zip(names, found["gradients"], wanted["gradients"], strict=True)
+        name = next(n for n, f, w in pairs if not equal(f, w))
         return (
             f"The values are right, but the gradient with respect to {name} isn't. Is something detached, converted "
             "to a number, or changed in place?"
@@ -140,11 +175,16 @@ def unlike(found: Any, wanted: Any, what: str) -> str:
         if not isinstance(found, dict) or len(found["items"]) != len(wanted["items"]):
             return f"{what} returns {kind(found)}; wanted is {kind(wanted)}."
         pairs = enumerate(zip(found["items"], wanted["items"], strict=True))
-        i, (a, b) = next(((i, pair) for i, pair in pairs if not equal(*pair)), (0, (found, wanted)))
-        return unlike(a, b, f"Part {i + 1} of what {what} returns") if a is not found else f"wanted is {kind(wanted)}."
+        i, (a, b) = next((i, pair) for i, pair in pairs if not equal(*pair))
+        return unlike(a, b, f"Part {i + 1} of what {what} returns")
     if kind(found) != kind(wanted):
         return f"{what} is {kind(found)}; wanted is {kind(wanted)}."
     if isinstance(wanted, Tensor) and wanted.dim():
+        if torch.allclose(found.double(), wanted.double(), rtol=1e-5, atol=1e-6):
+            return (
+                f"{what} is right to 7 digits, but not to 15: something in it is float32. Make tensors in the inputs' "
+                "dtype, or in float64."
+            )
         off = ~torch.isclose(found.double(), wanted.double(), rtol=1e-9, atol=1e-12)
         place = tuple(off.nonzero()[0].tolist())
         share = f"{int(off.sum())} of {off.numel()} values differ"

@@ -1,28 +1,44 @@
 """Runs a learner's function, in a process of its own: ``python -m minigpt.course.child`` reads what to do from stdin.
 
-It writes what the function gives, and the gradients, for the parent to compare. The learner's own prints go to stderr.
+It writes what the function gives, and the gradients, for the parent to compare. What the function prints goes to
+stderr, as far as it is short.
 """
 
 import contextlib
 import faulthandler
-import importlib.util
+import io
 import json
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from minigpt.course.exercises import exercise
 
+PRINTED = 4000  # characters that are kept of what a function prints
+WRITTEN = 64 << 20  # bytes of the largest file that it may write
+
 
 def main() -> None:
     job = json.loads(sys.stdin.read())
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(Beginning(sys.stderr)):
         report = run(job["name"], Path(job["path"]), job["seeds"], job["seconds"], job["memory"])
     torch.save(report, job["output"])
+
+
+class Beginning(io.TextIOBase):
+    """Hands on the beginning of what is printed; an endless loop may print without end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.left = stream, PRINTED
+
+    def write(self, text: str) -> int:
+        self.stream.write(text[: self.left])
+        self.left -= min(self.left, len(text))
+        return len(text)
 
 
 def run(name: str, path: Path, seeds: list[int], seconds: float, memory: int | None) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def run(name: str, path: Path, seeds: list[int], seconds: float, memory: int | N
 
 
 def limit(memory: int | None) -> None:
-    """Let this process take so many bytes more than it has now, where the platform knows such a limit."""
+    """Let this process take so many bytes more than it has now, and write no large file, where there are such limits."""
     if memory is None or sys.platform != "linux":
         return
     import resource
@@ -51,15 +67,14 @@ def limit(memory: int | None) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (WRITTEN, WRITTEN))
 
 
 def load(path: Path) -> ModuleType:
-    """A file as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """A file as a module, from its source: compiled code that Python keeps may be older than the last save."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 
 
@@ -81,8 +96,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {"kind": kind, "items": [plain(item) for item in value]}
-    if value is None or isinstance(value, torch.Tensor | int | float | str):
+    if value is None or isinstance(value, torch.Tensor):
         return value
+    for simple in (bool, int, float, str):  # a number of NumPy is of a kind of its own, which can't be sent
+        if isinstance(value, simple):
+            return simple(value)
     return {"kind": type(value).__name__, "items": []}
 
 

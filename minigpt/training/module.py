@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,9 @@ class GPTLightningModule(LightningModule):
     Raises:
         UserError: a setting is out of range.
     """
+
+    # What stands in its place of a learner's own, set by ``learn train``; such a run goes on with the same alone.
+    own_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -258,6 +261,8 @@ class GPTLightningModule(LightningModule):
         checkpoint["minigpt_format"] = FORMAT
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
         checkpoint["how"] = self.how(self.trainer)
+        if self.own_parts:
+            checkpoint["own_parts"] = list(self.own_parts)
 
     def how(self, trainer: Trainer) -> dict[str, Any]:
         """What may change the last bits of what a run computes, but not what it computes."""

@@ -2,7 +2,8 @@
 
 ``LESSON`` and ``TITLE``; ``STUB``, the file that the learner gets; ``inputs``, arguments drawn anew, in float64;
 ``specification``, in plain loops; ``solution``, as a good learner writes it; ``WRONG``, answers that are known to be
-wrong, each with what is to be said to whoever gives it; ``HINTS``, from a question to the line of the real program.
+wrong, each with what is to be said to whoever gives it; ``HINTS``, from a question to the line of the real program;
+``DRAWS``, how many inputs an answer is tried on, where the usual number would let a wrong one pass.
 """
 
 import importlib
@@ -31,6 +32,7 @@ class Exercise:
     solution: Callable[..., Any]
     wrong: list[tuple[str, Callable[..., Any]]]
     hints: list[str]
+    draws: int  # inputs that an answer is tried on, each drawn anew
 
 
 def exercise(name: str) -> Exercise:
@@ -46,4 +48,5 @@ def exercise(name: str) -> Exercise:
         module.solution,
         module.WRONG,
         module.HINTS,
+        getattr(module, "DRAWS", 16),
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 LESSON = 10
 TITLE = "Choosing the next character"
+DRAWS = 160  # of ten answers that keep one too many, nine are right by chance
 STUB = '''
 import torch
 
