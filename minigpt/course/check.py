@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minigpt.course.child import drawn
+from minigpt.course.child import drawn, one_thread
 from minigpt.course.exercises import Exercise, exercise
 from minigpt.errors import UserError
 
@@ -110,6 +110,7 @@ def ended(name: str, path: Path, said: str, seconds: float) -> str:
     return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")
 
 
+@one_thread()
 def judge(asked: Exercise, report: dict[str, Any], seeds: list[int]) -> Result:
     """Compare what a child reports with the solution, and with each known mistake."""
     state = report["state"]

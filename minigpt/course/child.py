@@ -10,6 +10,7 @@ import io
 import json
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -24,7 +25,7 @@ WRITTEN = 64 << 20  # bytes of the largest file that it may write
 
 def main() -> None:
     job = json.loads(sys.stdin.read())
-    with contextlib.redirect_stdout(Beginning(sys.stderr)):
+    with one_thread(), contextlib.redirect_stdout(Beginning(sys.stderr)):
         report = run(job["name"], Path(job["path"]), job["seeds"], job["seconds"], job["memory"])
     torch.save(report, job["output"])
 
@@ -58,8 +59,19 @@ def run(name: str, path: Path, seeds: list[int], seconds: float, memory: int | N
         faulthandler.cancel_dump_traceback_later()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: for small tensors more take many times as long, where other programs are at work too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def limit(memory: int | None) -> None:
-    """Let this process take so many bytes more than it has now, and write no large file, where there are such limits."""
+    """Let this process take so many bytes more than it has now, and write no large file; known on Linux alone."""
     if memory is None or sys.platform != "linux":
         return
     import resource

@@ -198,7 +198,7 @@ class Folder:
         """The lessons, a line for each, with what is done marked by an x."""
         progress, rows, finished = self.progress(), [], 0
         for lesson in lessons():
-            marks = {kind: [] for kind in ("read", "predict", "break", "write", "train")}  # type: dict[str, list[str]]
+            marks: dict[str, list[str]] = {kind: [] for kind in ("read", "predict", "break", "write", "train")}
             for step in lesson.steps:
                 done = self.done(step, progress)
                 named = f"[{'x' if done else ' '}] {step.name if step.kind == 'write' else 'train'}"
