@@ -107,10 +107,7 @@ def checked(folder: "Folder", name: str, child: "Child | None" = None) -> bool:
     if result.printed.strip():
         print("It printed:\n  " + "\n  ".join(result.printed.strip().splitlines()[:20]))
     print(f"{name}: {result.message}", flush=True)
-    with folder.changed() as progress:
-        progress.passed.pop(name, None)
-        if result.passed:
-            progress.passed[name] = digest
+    folder.judged(name, digest, result.passed)
     if result.passed and name in PLACES:
         print(f"Train the real program with it: {command(f'train --mine {name}')}", flush=True)
     return result.passed
@@ -303,17 +300,19 @@ def train(settings: Namespace, flags: list[str]) -> None:
 
 
 def own(folder: "Folder", name: str) -> Callable[..., Any]:
-    """The learner's function of this name, which is right."""
+    """The learner's function of this name, which is right: as it stands it has passed its check, now or before."""
     from minigpt.course.check import check
     from minigpt.course.child import load
-    from minigpt.course.progress import command
+    from minigpt.course.progress import Step, command
 
-    path = folder.answer(name)
-    if not path.is_file():
+    path, digest = folder.answer(name), folder.digest(name)
+    if not digest:
         raise UserError(f"You have no {path} yet. Begin it with: {command(f'check {name}')}")
-    result = check(name, path)
-    if not result.passed:
-        raise UserError(f"Your {name} isn't right yet, so nothing is trained with it. {result.message}")
+    if not folder.done(Step("write", name), folder.progress()):
+        result = check(name, path)
+        folder.judged(name, digest, result.passed)
+        if not result.passed:
+            raise UserError(f"Your {name} isn't right yet, so nothing is trained with it. {result.message}")
     function: Callable[..., Any] = getattr(load(path), name)
     return function
 

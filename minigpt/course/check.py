@@ -3,6 +3,7 @@
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def ended(name: str, path: Path, said: str, seconds: float) -> str:
     """Why a child ended without a report."""
     if "\nTimeout (" in "\n" + said:
         frames = [line for line in said.splitlines() if path.name in line]
-        where = ", last in " + frames[0].strip().rpartition('", ')[2] if frames else ""
+        where = f", and was at {re.findall(r'line [0-9]+', frames[0])[-1]}" if frames else ""
         return f"{name} took more than {seconds:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
     return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")

@@ -188,6 +188,13 @@ class Folder:
             case _:
                 return step.name in progress.trained
 
+    def judged(self, name: str, digest: str, passed: bool) -> None:
+        """Keep what came of an answer that had this digest."""
+        with self.changed() as progress:
+            progress.passed.pop(name, None)
+            if passed:
+                progress.passed[name] = digest
+
     def next_step(self, kind: str = "") -> Step | None:
         """The first thing that is not done, of one kind or of all."""
         progress = self.progress()
