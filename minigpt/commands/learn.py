@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,6 @@ def overview(settings: Namespace) -> None:
         if not on_terminal():
             checked(folder, step.name)
             return
-        print("It is checked at each save. Ctrl-C ends.", flush=True)
         if not watched(folder, [step.name], until_passed=True):
             return
         print(f"\n{folder.table()}")
@@ -132,7 +132,6 @@ def watch(settings: Namespace) -> None:
 
     folder = Folder()
     if on_terminal():
-        print(f"Watching {folder.path}. Ctrl-C ends.", flush=True)
         watched(folder, list(NAMES))
         return
     progress = folder.progress()
@@ -156,6 +155,7 @@ def watched(folder: "Folder", names: list[str], until_passed: bool = False) -> b
             return None
 
     seen = {name: look(folder.answer(name)) for name in names}
+    print(f"Each save in {folder.path} is checked. Ctrl-C ends.", flush=True)
     try:
         while True:
             with Child() as child:  # it gets ready while the learner writes
@@ -236,21 +236,30 @@ def predict(settings: Namespace) -> None:
 
 
 def experiment(settings: Namespace) -> None:
-    """Break something, and see what happens. Where a lesson asks for a prediction, make it first."""
-    from minigpt.course.progress import Folder, Step, command, lessons
+    """Break something, and see what happens; what you expect is recorded before. Without a name, list what there is."""
+    from minigpt.course.progress import Folder, command
 
     experiments = importlib.import_module("minigpt.course.experiments")
     folder, name = Folder(), settings.name
+    if name is None:
+        for each in experiments.EXPERIMENTS.values():
+            print(f"{each.name:<16} lesson {each.lesson:>2}  {each.question}")
+        return
     if name not in experiments.EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}; there are {', '.join(experiments.EXPERIMENTS)}.")
-    lesson = next((lesson for lesson in lessons() if Step("break", name) in lesson.steps), None)
-    if lesson and lesson.question and str(lesson.number) not in folder.progress().predictions:
-        if not on_terminal():
-            raise UserError(f"Predict what will happen before you see it: {command(f'predict {lesson.number}')} ...")
-        predict(Namespace(lesson=lesson.number, answer=[]))
-    if lesson and (said := folder.progress().predictions.get(str(lesson.number))):
-        print(f"Your prediction: {said}\n", flush=True)
-    experiments.run(name, print)
+        raise UserError(f"There is no experiment {name}. There are: {', '.join(experiments.EXPERIMENTS)}.")
+    asked = experiments.EXPERIMENTS[name]
+    print(f"{asked.change}\n\n{asked.question}")
+    print("\n".join(f"  {number}. {option}" for number, option in enumerate(asked.options, 1)), flush=True)
+    said = folder.progress().predictions.get(name)
+    if said is None:
+        said = str(settings.option or (input("\nYour prediction, by its number: ") if on_terminal() else ""))
+        if said not in map(str, range(1, len(asked.options) + 1)):
+            raise UserError(f"Predict before you see it: {command(f'break {name}')} 1, or another option's number.")
+        with folder.changed() as progress:
+            progress.predictions[name] = said
+    print(flush=True)
+    experiments.run(name, say=partial(print, flush=True), prediction=int(said) - 1)
+    print(f"\n{asked.explanation}")
     with folder.changed() as progress:
         progress.experiments = list(dict.fromkeys([*progress.experiments, name]))
 
@@ -324,7 +333,13 @@ MINE = {"action": "append", "default": [], "metavar": "NAME", "help": "a part of
 PARTS: dict[str, tuple[Callable[..., None], list[tuple[str, dict[str, Any]]]]] = {
     "read": (read, [("lesson", {**LESSON, "nargs": "?"})]),
     "predict": (predict, [("lesson", LESSON), ("answer", {"nargs": "*", "help": "what you expect"})]),
-    "break": (experiment, [("name", {"help": "of an experiment"})]),
+    "break": (
+        experiment,
+        [
+            ("name", {"nargs": "?", "help": "of an experiment"}),
+            ("option", {"nargs": "?", "type": int, "help": "what you expect, by its number"}),
+        ],
+    ),
     "check": (check_answer, [NAME]),
     "hint": (hint, [NAME]),
     "watch": (watch, []),

@@ -85,7 +85,7 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child:
         UserError: there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there. Begin with: minigpt learn")
+        raise UserError(f"{path} is not there. Begin it with: python -m minigpt learn check {name}")
     asked = exercise(name)
     seeds = [seed + i for i in range(asked.draws)]
     job = {"name": name, "path": str(path.resolve()), "seeds": seeds, "seconds": seconds, "memory": MEMORY}
@@ -103,7 +103,7 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child:
 
 def ended(name: str, path: Path, said: str, seconds: float) -> str:
     """Why a child ended without a report."""
-    if "\nTimeout (" in "\n" + said:
+    if "Timeout (0:" in said:
         frames = [line for line in said.splitlines() if path.name in line]
         where = f", and was at {re.findall(r'line [0-9]+', frames[0])[-1]}" if frames else ""
         return f"{name} took more than {seconds:g} seconds{where}. Is there a loop that never stops?"

@@ -20,7 +20,7 @@ import torch
 from minigpt.course.exercises import exercise
 
 PRINTED = 4000  # characters that are kept of what a function prints
-WRITTEN = 64 << 20  # bytes of the largest file that it may write
+WRITTEN = 16 << 20  # bytes of the largest file that it may write
 
 
 def main() -> None:

@@ -89,7 +89,9 @@ class Progress:
 
     minigpt_course: int = FORMAT
     read: list[str] = field(default_factory=list)  # lessons, by number
-    predictions: dict[str, str] = field(default_factory=dict)  # by the number of the lesson
+    predictions: dict[str, str] = field(
+        default_factory=dict
+    )  # by the number of the lesson, or the name of the experiment: its option's number
     experiments: list[str] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)  # for each exercise the digest of the answer that passed
     hints: dict[str, int] = field(default_factory=dict)  # how many were shown
