@@ -284,14 +284,14 @@ def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any
 
 
 FIT: tuple[object, ...] = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 4, "--trainer.val_check_interval", 4)
-FIT += ("--sampler.every_n_steps", 4, "--model.warmup_steps", 2, "--trainer.precision", "32-true")
+FIT += ("--sampler.every_n_steps", 4, "--model.warmup_steps", 2, "--threads", 1, "--trainer.precision", "32-true")
 
 
 def weights(name: str) -> dict[str, Tensor]:
     return read_checkpoint(Path("lightning_logs") / name / "version_0" / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-@pytest.mark.parametrize("fast", ["null", "true"])
+@pytest.mark.parametrize("fast", ["null", pytest.param("true", marks=pytest.mark.soak)])
 def test_all_parts_of_ones_own_at_once_train_the_same_model(workplace: Path, fast: str) -> None:
     calls = {name: [0] for name in mine.PLACES}
     functions = {name: counted(exercise(name).solution, calls[name]) for name in mine.PLACES}

@@ -89,9 +89,8 @@ class Progress:
 
     minigpt_course: int = FORMAT
     read: list[str] = field(default_factory=list)  # lessons, by number
-    predictions: dict[str, str] = field(
-        default_factory=dict
-    )  # by the number of the lesson, or the name of the experiment: its option's number
+    # By the number of the lesson; or by the name of the experiment, and then it is the number of an option.
+    predictions: dict[str, str] = field(default_factory=dict)
     experiments: list[str] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)  # for each exercise the digest of the answer that passed
     hints: dict[str, int] = field(default_factory=dict)  # how many were shown
