@@ -450,7 +450,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
     made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), change="- mask")
     made.explanation = "It copies."
     module = SimpleNamespace(EXPERIMENTS={"no_mask": made}, run=run)
-    monkeypatch.setitem(sys.modules, "minigpt.course.experiments", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "minigpt.course.experiments", module)
     assert "no_mask          lesson  5  Higher?" in run_minigpt("learn", "break").out
     asked = run_minigpt("learn", "break", "no_mask")
     assert_clear_error(asked, "Predict before you see it")
