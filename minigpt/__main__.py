@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("commands.export", "a folder for Hugging Face, or a small checkpoint to give away"),
     "import": ("commands.import_", "a model of Hugging Face or OpenAI as a checkpoint"),
     "prove-resume": ("training.proof", "see it proved that a run killed and resumed ends in the same bits"),
+    "learn": ("commands.learn", "a course: predict, write the parts of a GPT, train one with your own"),
     "corpus": ("commands.corpus", "look at a text before training on it"),
 }
 
@@ -66,9 +67,13 @@ def run_command() -> None:
             stream.reconfigure(errors="replace")  # a character that it can't show ends no program
     if sys.argv[1:2] and sys.argv[1] not in COMMANDS and (near := difflib.get_close_matches(sys.argv[1], COMMANDS, 1)):
         parser.error(f"there is no command {sys.argv[1]}; did you mean {near[0]}?")
-    command = parser.parse_known_args(sys.argv[1:2])[0].command
+    call(parser.parse_known_args(sys.argv[1:2])[0].command, sys.argv[2:])
+
+
+def call(command: str, args: list[str]) -> None:
+    """Run a subcommand with its arguments."""
     module = importlib.import_module(f"minigpt.{COMMANDS[command][0]}")
-    module.main(command, with_recipes(sys.argv[2:]))
+    module.main(command, with_recipes(args))
 
 
 def with_recipes(args: list[str]) -> list[str]:

@@ -76,6 +76,11 @@ def draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True).squeeze(-1)
 
 
+def next_ids(logits_BV: Tensor, window_BT: Tensor, sampling: Sampling, uniform_B1: Tensor) -> Tensor:
+    """The next id of each sequence, (B,): drawn by :func:`draw` from :func:`probabilities`."""
+    return draw(probabilities(logits_BV, window_BT, sampling), uniform_B1)
+
+
 @torch.inference_mode()
 def generate(
     gpt: GPT,
@@ -130,7 +135,7 @@ def generate(
                 logits_BV = gpt(unread_BT.to(device), caches)[:, -1].float().cpu()
             if never is not None:
                 logits_BV[:, never] = -math.inf
-            ids_B = draw(probabilities(logits_BV, window_BT, sampling), uniform_B1)
+            ids_B = next_ids(logits_BV, window_BT, sampling, uniform_B1)
             ids_B1 = ids_B.unsqueeze(1)
             yield ids_B.tolist(), logits_BV.log_softmax(-1).gather(1, ids_B1).squeeze(1).tolist()
             window_BT = torch.cat((window_BT, ids_B1), dim=1)

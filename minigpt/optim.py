@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from minigpt.errors import UserError
 
@@ -24,7 +25,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], h: Any, precision: str) 
     # 16-mixed scales gradients, and the fused kernel would take them as they are.
     adamw = {"lr": h.learning_rate, "betas": (h.beta1, h.beta2), "eps": h.eps, "fused": precision != "16-mixed"}
     if h.optimizer == "adamw":
-        return torch.optim.AdamW(decay_groups(parameters, h.weight_decay), **adamw)
+        return AdamW(decay_groups(parameters, h.weight_decay), **adamw)
     matrices = hidden_matrices(parameters)
     if not matrices and any("blocks." in name and decays(name) for name in parameters):  # under FSDP
         raise UserError("model.optimizer = muon needs whole matrices on each device; use adamw, or ddp.")
@@ -124,7 +125,7 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype: torch.dtype,
     ) -> None:
         self.dtype = dtype
-        self.adamw = torch.optim.AdamW(groups, **adamw)
+        self.adamw = AdamW(groups, **adamw)
         super().__init__([{"name": "muon", "params": matrices, **muon}, *self.adamw.param_groups], {})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]

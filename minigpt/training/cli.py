@@ -58,6 +58,7 @@ from minigpt.training.resume import (
     FIXED,
     PARTS,
     check_end,
+    check_parts,
     names_no_foreign_code,
     own_settings,
     settings_of_run,
@@ -240,6 +241,8 @@ class MiniGPTCLI(LightningCLI):
         self.changes = [f"{key} {settings[key]} instead of {value}" for key, value in changes.items()]
         if self.command == "fit":
             check_end(path, checkpoint, settings)
+            if not settings.branch:
+                check_parts(path, checkpoint, GPTLightningModule.own_parts)
             if settings.rewarm is not None:
                 settings.model.rewarm_start, settings.model.rewarm_steps = checkpoint["global_step"], settings.rewarm
         # Lightning starts further processes with the same arguments. They must not look for "last" or "best" again,
@@ -462,7 +465,7 @@ class MiniGPTCLI(LightningCLI):
             )
         say(
             f"  let it write:    {program()} generate --ckpt_path {quoted(str(best or last))}\n"
-            f"  train it on:     {program()} fit --ckpt_path {quoted(str(last))}{further}\n"
+            f"  train it on:     {program()} {training()} --ckpt_path {quoted(str(last))}{further}\n"
             f"  see its curves:  {tensorboard_command(checkpoint.run)}"
         )
 
@@ -512,7 +515,7 @@ def train(command: str, args: list[str], cli: type[MiniGPTCLI] = MiniGPTCLI) -> 
     except Stopped as stop:
         say(
             f"\nStopped after step {stop.step}; nothing is lost.\n"
-            f"  go on:           {program()} fit --ckpt_path {quoted(str(stop.run.last))}\n"
+            f"  go on:           {program()} {training()} --ckpt_path {quoted(str(stop.run.last))}\n"
             f"  see its curves:  {tensorboard_command(stop.run)}"
         )
         raise
@@ -537,6 +540,11 @@ def listed(value: Any) -> list[Any]:
 def program() -> str:
     """How the user called this program."""
     return "minigpt" if Path(sys.argv[0]).name == "minigpt" else "python -m minigpt"
+
+
+def training() -> str:
+    """The command that goes on with a run: with a learner's own parts, if this one is trained with such."""
+    return "learn train" if GPTLightningModule.own_parts else "fit"
 
 
 def quoted(text: str) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -86,6 +86,9 @@ class GPTLightningModule(LightningModule):
     Raises:
         UserError: a setting is out of range.
     """
+
+    # What stands in its place of a learner's own, set by ``learn train``; such a run goes on with the same alone.
+    own_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -266,6 +269,8 @@ class GPTLightningModule(LightningModule):
         checkpoint["precision"] = str(self.trainer.precision)  # a resumed run must compute in the same
         checkpoint["how"] = self.how(self.trainer)
         checkpoint["parents"] = self.parents
+        if self.own_parts:
+            checkpoint["own_parts"] = list(self.own_parts)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.parents = checkpoint.get("parents", [])

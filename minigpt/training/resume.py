@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ def why_branch(checkpoint: dict[str, Any], home: RunFolder | None, name: str | N
         return "as --name asks"
     newest = home.newest_step()
     return f"because its own run has come to step {newest}" if newest > checkpoint["global_step"] else ""
+
+
+def check_parts(path: Path, checkpoint: dict[str, Any], parts: Sequence[str]) -> None:
+    """Raise a UserError unless a learner's own ``parts`` are in their places where they were in the checkpoint's run.
+
+    That is for the wing that puts them in to do, before it calls ``fit``.
+    """
+    before = checkpoint.get("own_parts", [])
+    if set(before) != set(parts):
+        whose = f"parts of a learner's own, {', '.join(before)}" if before else "the program's own parts alone"
+        command = " ".join(["learn train", *(f"--mine {name}" for name in before)] if before else ["fit"])
+        raise UserError(
+            f"The run of {path} was trained with {whose}. Go on with the same: python -m minigpt {command} "
+            f"--ckpt_path {path}. Or begin a new run with other parts: add --branch true."
+        )
 
 
 def check_end(path: Path, checkpoint: dict[str, Any], settings: Any) -> None:

@@ -1,0 +1,100 @@
+"""The loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Answer = Callable[..., Any]
+LESSON = 3
+TITLE = "The loss that training makes small"
+STUB = '''
+import torch
+
+
+def cross_entropy(logits_BTV, targets_BT):
+    """The mean surprisal of the targets, in nats.
+
+    Args:
+        logits_BTV: a number for each token of the vocabulary, at each place, (B, T, V). The probabilities are
+            exp(logit) / (the sum of exp over all V).
+        targets_BT: the ids that came, (B, T).
+
+    Returns:
+        one number: a tensor without dimensions. It must not overflow for logits of 1000.
+    """
+    raise NotImplementedError
+'''
+HINTS = [
+    "exp(1000) is infinite. What can be taken from all logits of a place without a change of the probabilities?",
+    "logits_BTV is (B, T, V); the normaliser is (B, T); the logits of the targets are (B, T); wanted is ().",
+    "-log(exp(z) / sum(exp)) = log(sum(exp)) - z; torch.logsumexp computes the first part without overflow",
+    "minigpt/training/module.py: F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())",
+]
+
+
+def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    B, T, V = 2, 5, 7
+    logits_BTV = 3 * torch.randn(B, T, V, generator=generator, dtype=torch.float64)
+    logits_BTV[0, 0] += 1000
+    return logits_BTV.requires_grad_(), torch.randint(V, (B, T), generator=generator)
+
+
+def specification(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    B, T, V = logits_BTV.shape
+    total = logits_BTV.new_zeros(())
+    for b in range(B):
+        for t in range(T):
+            most = float(logits_BTV[b, t].detach().max())
+            normaliser = sum(((logits_BTV[b, t, v] - most).exp() for v in range(V)), logits_BTV.new_zeros(()))
+            total = total + normaliser.log() + most - logits_BTV[b, t, int(targets_BT[b, t])]
+    return total / (B * T)
+
+
+def solution(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    taken_BT = logits_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1)
+    return (logits_BTV.logsumexp(-1) - taken_BT).mean()
+
+
+def _naive(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    probabilities_BTV = logits_BTV.exp() / logits_BTV.exp().sum(-1, keepdim=True)
+    return -probabilities_BTV.gather(-1, targets_BT.unsqueeze(-1)).log().mean()
+
+
+def _per_batch(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    return solution(logits_BTV, targets_BT) * targets_BT.shape[1]
+
+
+def _over(dimension: int) -> Answer:
+    def wrong(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+        log_BTV = logits_BTV - logits_BTV.logsumexp(dimension, keepdim=True)
+        return -log_BTV.gather(-1, targets_BT.unsqueeze(-1)).mean()
+
+    return wrong
+
+
+WRONG = [
+    (
+        "exp overflows: your loss is not a number for logits of 1000. Subtract the largest first, or use logsumexp.",
+        _naive,
+    ),
+    ("You sum over all places; wanted is the mean.", lambda z, y: solution(z, y) * y.numel()),
+    ("You divide by B alone: the mean is over all B * T places.", _per_batch),
+    ("Your softmax runs over the places; it must run over the vocabulary.", _over(1)),
+    ("Your softmax runs over the batch; it must run over the vocabulary.", _over(0)),
+    ("The sign is wrong: training would make the right answer unlikely.", lambda z, y: -solution(z, y)),
+    ("You count only the last place. Every place is an example.", lambda z, y: solution(z[:, -1:], y[:, -1:])),
+    (
+        "You measure in bits; wanted are nats: no logarithm to base 2.",
+        lambda z, y: solution(z, y) / torch.log(torch.tensor(2.0, dtype=z.dtype)),
+    ),
+    (
+        "You leave out the normaliser: -logit alone can be made small without end.",
+        lambda z, y: -z.gather(-1, y.unsqueeze(-1)).mean(),
+    ),
+    (
+        "You use the model's probability instead of its logarithm.",
+        lambda z, y: -z.softmax(-1).gather(-1, y.unsqueeze(-1)).mean(),
+    ),
+]

@@ -1,0 +1,496 @@
+"""The course: exercises and their mistakes, answers that misbehave, and the program trained with one's own parts."""
+
+import inspect
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conftest import ROOT, assert_clear_error, run_minigpt
+from minigpt import generation, model, optim
+from minigpt.course import child, mine, progress
+from minigpt.course.check import Result, check, equal, judge
+from minigpt.course.exercises import NAMES, exercise
+from minigpt.errors import UserError
+from minigpt.fast import why_not
+from minigpt.glassbox.lens import lens, stages
+from minigpt.glassbox.trace import observe
+from minigpt.model import GPT, GPTConfig
+from minigpt.run import read_checkpoint
+from minigpt.sampling import Sampling
+from minigpt.text.windows import TrainingBatches
+from minigpt.training.data import CharDataModule
+from minigpt.training.module import GPTLightningModule
+from test_model import build, random_ids
+
+each_exercise = pytest.mark.parametrize("name", NAMES)
+
+
+@child.one_thread()
+def judged(name: str, function: Callable[..., Any], first: int = 1) -> Result:
+    """The check of a function, in this process."""
+    asked = exercise(name)
+    seeds = list(range(first, first + asked.draws))
+    draws = [child.drawn(name, function, seed) for seed in seeds]
+    return judge(asked, {"state": "ran", "draws": draws}, seeds)
+
+
+def run_file(name: str, path: Path, text: str, seeds: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
+    """What the child reports of a file, in this process."""
+    path.write_text(text, encoding="utf-8")
+    return child.run(name, path, list(seeds), 30, None)
+
+
+# The exercises
+
+
+@each_exercise
+def test_an_exercise_fails_as_it_is_handed_out_and_its_solution_passes(name: str, tmp_path: Path) -> None:
+    asked = exercise(name)
+    result = judge(asked, run_file(name, tmp_path / "answer.py", asked.stub), [1, 2])
+    if name == "vocabulary":  # which nobody fails
+        assert result.passed
+    else:
+        assert not result.passed
+        assert "Not begun" in result.message
+    result = judged(name, asked.solution)
+    assert result.passed, result.message
+    given = list(inspect.signature(asked.specification).parameters)
+    assert f"def {name}({', '.join(given)}):" in asked.stub
+    assert len(asked.hints) == 4
+
+
+@each_exercise
+def test_each_known_mistake_is_told_by_its_own_sentence(name: str) -> None:
+    asked = exercise(name)
+    assert len(asked.wrong) >= 6
+    assert len({sentence for sentence, _ in asked.wrong}) == len(asked.wrong)
+    for sentence, wrong in asked.wrong:  # of two that are the same function, one would get the other's sentence
+        result = judged(name, wrong, first=700)
+        assert not result.passed
+        assert (result.message, result.mistake) == (sentence, sentence)
+
+
+def by_attention(x_BTC: Tensor) -> Tensor:
+    """All scores 0: the mean of the past."""
+    x_B1TC = x_BTC.unsqueeze(1)
+    return by_model_attend(torch.zeros_like(x_B1TC), x_B1TC, x_B1TC).squeeze(1)
+
+
+def by_model_attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    attention = model.CausalSelfAttention(GPTConfig(n_head=1, n_embd=4)).eval()
+    return attention.attend(query, key, value)
+
+
+def by_model_split(qkv_BTE: Tensor, n_head: int) -> tuple[Tensor, ...]:
+    heads: list[Tensor] = []
+
+    def attend(*three: Tensor) -> Tensor:
+        heads.extend(three)
+        return three[0]
+
+    B, T, E = qkv_BTE.shape
+    layer: Any = SimpleNamespace(n_head=n_head, qkv=lambda _: qkv_BTE, attend=attend)
+    layer.dropout = layer.projection = lambda x: x
+    model.CausalSelfAttention.forward(layer, torch.empty(B, T, E // 3))
+    return tuple(heads)
+
+
+def by_model_table(block_size: int, n_embd: int) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    try:
+        return model.SinusoidalEmbedding(block_size, n_embd).get_buffer("table")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def by_model_norm(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+    layer = model.LayerNorm(x_BTC.shape[-1], eps=eps)
+    return torch.func.functional_call(layer, {"weight": weight_C, "bias": bias_C}, (x_BTC,))
+
+
+def by_model_block(x: Tensor, attention: Any, feed_forward: Any, norm_1: Any, norm_2: Any) -> Tensor:
+    layer: Any = SimpleNamespace(norm="post", feed_forward=feed_forward, norm_1=norm_1, norm_2=norm_2)
+    layer.attention, layer.residual_middle = (lambda y, cache: attention(y)), (lambda y: y)
+    return model.Block.forward(layer, x)
+
+
+def by_make_optimizer(
+    p: Tensor, g: Tensor, m1: Tensor, m2: Tensor, step: int, rate: float, b1: float, b2: float, eps: float, wd: float
+) -> tuple[Tensor, ...]:
+    weight = torch.nn.Parameter(p.clone())
+    weight.grad = g
+    h = SimpleNamespace(optimizer="adamw", learning_rate=rate, beta1=b1, beta2=b2, eps=eps, weight_decay=wd)
+    optimizer = optim.make_optimizer({"weight": weight}, h, "32-true")
+    optimizer.state[weight] = {"step": torch.tensor(step - 1.0), "exp_avg": m1.clone(), "exp_avg_sq": m2.clone()}
+    optimizer.step()
+    return weight.detach(), optimizer.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg_sq"]
+
+
+def by_generation(logits_V: Tensor, temperature: float, top_k: int | None, uniform: float) -> int:
+    probs_BV = generation.probabilities(logits_V[None], torch.zeros(1, 1).long(), Sampling(temperature, top_k))
+    return int(generation.draw(probs_BV, torch.tensor([[uniform]], dtype=torch.float64)))
+
+
+def by_windows(ids_N: Tensor, starts_B: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    batches: Any = SimpleNamespace(ids=ids_N.numpy(), block_size=block_size, starts=lambda _: starts_B.numpy())
+    return TrainingBatches.__getitem__(batches, 0)
+
+
+def by_module_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    module: Any = SimpleNamespace(gpt=lambda _: SimpleNamespace(float=lambda: logits_BTV))  # kept in float64
+    return GPTLightningModule.character_nats(module, (targets_BT, targets_BT)).mean()
+
+
+PROGRAM: dict[str, Callable[..., Any]] = {
+    "surprisal": lambda probs, ids: F.nll_loss(probs.log(), ids, reduction="none"),
+    "windows": by_windows,
+    "cross_entropy": by_module_loss,
+    "average_past": by_attention,
+    "attend": by_model_attend,
+    "split_heads": by_model_split,
+    "position_table": by_model_table,
+    "layer_norm": by_model_norm,
+    "block": by_model_block,
+    "learning_rate": lambda s, peak, w, m: peak * optim.learning_rate_factor(s, "cosine", w, m, 0.3),
+    "adamw_step": by_make_optimizer,
+    "choose": by_generation,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_the_specification_is_what_the_real_program_computes(name: str) -> None:
+    for seed in range(5):
+        wanted = child.drawn(name, exercise(name).specification, seed)
+        found = child.drawn(name, PROGRAM[name], seed)
+        assert equal(found["values"], wanted["values"])
+        for a, b in zip(found["gradients"], wanted["gradients"], strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_vocabulary_and_lens_are_those_of_the_real_program(workplace: Path) -> None:
+    text = "".join(exercise("vocabulary").inputs(torch.Generator().manual_seed(3)))
+    Path("letters.txt").write_text(9 * text, encoding="utf-8")
+    assert exercise("vocabulary").specification(text) == CharDataModule("letters.txt", block_size=8).vocabulary
+    gpt = build(GPTConfig(vocab_size=23, block_size=16, n_layer=2, n_head=2, n_embd=12, norm="pre"))
+    seen = observe(gpt, random_ids(1, 5))
+    logits_STV = exercise("lens").specification(stages(seen)[:, 0], gpt.final_norm, gpt.token_embedding.weight)
+    torch.testing.assert_close(lens(seen)[:, 0], logits_STV)
+
+
+# Answers as files
+
+
+def test_what_a_check_says_of_an_answer_that_is_no_known_mistake(tmp_path: Path) -> None:
+    def said(name: str, body: str) -> str:
+        text = f"import torch\n\n\ndef {name}(*a):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
+        return judge(exercise(name), run_file(name, tmp_path / "answer.py", text), [1, 2]).message
+
+    model_py = "T, C = a\nangle = torch.arange(T).unsqueeze(1) / 10000 ** (torch.arange(0, C, 2) / C)\n"
+    model_py += "return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)"
+    assert "float32" in said("position_table", model_py)
+    detached = "z, y = a\nreturn (z.logsumexp(-1) - z.gather(-1, y[..., None])[..., 0]).mean().detach()"
+    assert "The values are right, but the gradient with respect to logits_BTV" in said("cross_entropy", detached)
+    right = "x, n, e = a\nreturn n(x) @ e.T"
+    assert "gradient with respect to embedding_VC" in said("lens", right.replace("e.T", "e.T.detach()"))
+    assert "shape (2, 5); wanted is a tensor of floating-point numbers of shape ()" in said(
+        "cross_entropy", "return a[0].logsumexp(-1)"
+    )
+    assert "a float; wanted is a tensor" in said("cross_entropy", "return 1.5")
+    assert "line 6: return 1 / 0\nZeroDivisionError" in said("attend", "pass\nreturn 1 / 0")
+    assert "SyntaxError" in said("attend", "return (")
+    assert "first at [0, 0, 0, 0]: 1; wanted is" in said("attend", "return torch.ones(2, 3, 4, 5).double()")
+    tensor = "from minigpt.course.exercises.choose import solution\nreturn torch.tensor(solution(*a))"
+    assert "Right" in said("choose", tensor)
+    numpy = "import numpy as np\nfrom minigpt.course.exercises.learning_rate import solution\n"
+    assert "Right" in said("learning_rate", numpy + "return np.float64(solution(*a))")
+    other = run_file("attend", tmp_path / "answer.py", "def attention(q, k, v):\n    return v\n")
+    assert "no function attend" in judge(exercise("attend"), other, [1, 2]).message
+
+
+def test_an_answer_that_changes_its_inputs_or_prints_without_end_is_compared_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "windows.py"
+    text = "from minigpt.course.exercises.windows import solution\n\ndef windows(ids, starts, size):\n"
+    text += "    y = solution(ids, starts, size)\n    y = y[0].clone(), y[1].clone()\n    ids.zero_()\n    return y\n"
+    assert judge(exercise("windows"), run_file("windows", path, text), [1, 2]).passed
+    with path.open("w") as file:
+        beginning = child.Beginning(file)
+        for _ in range(10_000):
+            print("more", file=beginning)
+    assert path.stat().st_size <= child.PRINTED
+
+
+HOSTILE = {
+    "while True: pass": "took more than 1 seconds, and was at line 3. Is there a loop",
+    "import os; os._exit(0)": "ended the whole process.",
+    "import sys; sys.exit(0)": "SystemExit",
+    "while True: print('and on and on')": "took more than 1 seconds",
+    "import os; os.remove(__file__); raise ValueError('gone')": "ValueError: gone",
+    "while True: __import__('os').write(2, b'x' * 10**6)": "File too large",
+    "import torch; return torch.zeros(10**10)": "memory",
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])": "returns None",
+}
+
+
+def misbehaved(path: Path, body: str) -> Result:
+    path.mkdir()
+    (path / "windows.py").write_text(f"def windows(*a):\n    print('hello')\n    {body}\n", encoding="utf-8")
+    return check("windows", path / "windows.py", seconds=1)
+
+
+def test_an_answer_that_never_ends_or_ends_everything_is_contained(tmp_path: Path) -> None:
+    bodies = list(HOSTILE)[:2]
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(misbehaved, [tmp_path / str(i) for i in range(len(bodies))], bodies))
+    for body, result in zip(bodies, results, strict=True):
+        assert not result.passed
+        assert HOSTILE[body] in result.message
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and files are known there")
+@pytest.mark.parametrize("body", list(HOSTILE)[2:])
+def test_an_answer_that_takes_all_there_is_is_contained(body: str, tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    result = misbehaved(tmp_path / "my", body)
+    assert not result.passed
+    assert HOSTILE[body] in result.message
+    assert len(result.printed) <= 20_000
+    assert time.perf_counter() - begun < 60
+
+
+# The real program
+
+
+def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def count(*arguments: Any) -> Any:
+        calls[0] += 1
+        return function(*arguments)
+
+    return count
+
+
+FIT: tuple[object, ...] = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 4, "--trainer.val_check_interval", 4)
+FIT += ("--sampler.every_n_steps", 4, "--model.warmup_steps", 2, "--threads", 1, "--trainer.precision", "32-true")
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    return read_checkpoint(Path("lightning_logs") / name / "version_0" / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+@pytest.mark.parametrize("fast", ["null", pytest.param("true", marks=pytest.mark.soak)])
+def test_all_parts_of_ones_own_at_once_train_the_same_model(workplace: Path, fast: str) -> None:
+    calls = {name: [0] for name in mine.PLACES}
+    functions = {name: counted(exercise(name).solution, calls[name]) for name in mine.PLACES}
+    flags = (*mine.settings_for(list(functions), []), "--fast", fast)
+    own_flags = ("--name", "own", "--film.per_doubling", 1)
+    with mine.in_place(functions):
+        gpt = GPT(GPTConfig(5, 8, 1, 1, 4, positions="sinusoidal"))
+        assert "is not as model.py has it" in str(why_not(gpt))
+        own = run_minigpt(*FIT, *flags, *own_flags)
+    assert own.code == 0, own.err
+    assert ("model.py's formulas, because" in own.out) == (fast == "null")
+    assert all(count > 0 for (count,) in calls.values()), calls
+    assert why_not(GPT(GPTConfig(5, 8, 1, 1, 4, positions="sinusoidal"))) is None  # nothing is left behind
+    usual = run_minigpt(*FIT, *flags, "--name", "usual", *(("--fast", "false") if fast == "null" else ()))
+    assert usual.code == 0, usual.err
+    for name, weight in weights("usual").items():
+        torch.testing.assert_close(weights("own")[name], weight, rtol=1e-4, atol=1e-5)
+    sample = own.out[own.out.index("--- step 4") :].split("Best")[0]
+    assert sample.strip() in usual.out  # the same text by the learner's choice
+
+
+def test_a_flag_that_contradicts_a_part_is_refused() -> None:
+    for given in (["--model.norm", "pre"], ["--model.norm=pre"]):
+        with pytest.raises(UserError, match="norm pre doesn't go with your block"):
+            mine.settings_for(["block"], given)
+    assert mine.settings_for(["attend"], ["--model.attn_pdrop", "0.0"]) == ["--model.attn_pdrop", "0"]
+
+
+def answer(name: str, text: str = "") -> None:
+    """Write a right answer, or another."""
+    path = Path("my") / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text or f"from minigpt.course.exercises.{name} import solution as {name}\n", encoding="utf-8")
+
+
+ATTEND = """
+import math
+import torch
+
+
+def attend(query_BHTD, key_BHSD, value_BHSD):
+    T, S, D = query_BHTD.shape[2], *key_BHSD.shape[2:]
+    print("shape", T, S, D)
+    scores = query_BHTD @ key_BHSD.transpose(2, 3) / math.sqrt(D)
+    future = torch.arange(S)[None, :] > torch.arange(T)[:, None] + S - T
+    return torch.softmax(scores.masked_fill(future, -math.inf), 3) @ value_BHSD
+"""
+
+
+def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
+    first = run_minigpt("learn")
+    assert "0 of 12 lessons, 0 of 14 exercises" in first.out
+    assert "vocabulary: Right" in first.out
+    answer("attend", ATTEND.replace(" / math.sqrt(D)", ""))
+    wrong = run_minigpt("learn", "check", "attend")
+    assert wrong.code == 1
+    assert "attend: The scale is missing" in wrong.out
+    assert "It printed:\n  shape 4 6 5" in wrong.out
+    train = ("learn", "train", "--mine", "attend", *FIT[1:])
+    answer("attend", ATTEND.replace("    print", "    # print"))
+    own = run_minigpt(*train)
+    assert own.code == 0, own.err
+    for said in ("model.CausalSelfAttention.attend = my.attend\n", "times as long", "model.py's formulas, because"):
+        assert said in own.out
+    assert "learn train --ckpt_path" in own.out
+    last = Path("lightning_logs/tiny/version_0/checkpoints/last.ckpt")
+    checkpoint = read_checkpoint(last)
+    assert checkpoint["own_parts"] == ["attend"]
+    # The reference scores it equally.
+    scored = run_minigpt("validate", "--ckpt_path", last)
+    loss = float(re.search(r"val/loss\D+([\d.]+)", scored.out)[1])  # type: ignore[index]
+    assert loss == pytest.approx(checkpoint["callbacks"]["RunCheckpoint"]["best_score"], abs=1e-4)
+    # It goes on with the same parts alone.
+    more = ("--ckpt_path", "last", "--trainer.max_steps", 6)
+    assert_clear_error(run_minigpt("fit", *more), "own, attend", f"learn train --mine attend --ckpt_path {last}")
+    on = run_minigpt("learn", "train", *more)
+    assert on.code == 0, on.err
+    assert "model.CausalSelfAttention.attend = my.attend\n" in on.out
+    assert read_checkpoint(last)["global_step"] == 6
+    assert run_minigpt("fit", *more, "--branch", "true", "--trainer.max_steps", 8).code == 0
+    assert "own_parts" not in read_checkpoint(last.parents[2] / "version_1" / "checkpoints" / "last.ckpt")
+    assert progress.Folder().progress().trained == ["12", "attend"]
+
+
+def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
+    asked = exercise("attend")
+    for shown in (1, 2, 3, 4, 4):
+        out = run_minigpt("learn", "hint", "attend").out
+        assert [text in out for text in asked.hints] == [number < shown for number in range(4)]
+    for text in ("first", "second"):
+        answer("attend", text)
+        assert run_minigpt("learn", "reset", "attend").code == 0
+    assert Path("my/attend.py").read_text() == asked.stub
+    assert [Path(f"my/before/attend_{number}.py").read_text() for number in (1, 2)] == ["first", "second"]
+    assert asked.hints[1] not in run_minigpt("learn", "hint", "attend").out
+    assert_clear_error(run_minigpt("learn", "hint", "atend"), "no exercise atend; did you mean attend?")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"minigpt_course": 2}', '{"minigpt_course": 1, "read": 5}'])
+def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path, damage: str) -> None:
+    path = workplace / "my" / "progress.json"
+    path.parent.mkdir()
+    path.write_text(damage)
+    for words in ([], ["hint", "attend"], ["reset", "attend"]):
+        assert_clear_error(run_minigpt("learn", *words), "progress.json", "left as it is", "move it away")
+    assert path.read_text() == damage
+
+
+LESSON = """# Lesson 5: Query, key, value
+
+See `learn break no_mask`.
+
+## Predict what happens
+
+Higher or lower?
+
+## Then run it
+"""
+
+
+def test_a_lesson_is_read_predicted_run_and_written_in_this_order(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "lessons").mkdir()
+    (workplace / "lessons" / "05-attention.md").write_text(LESSON, encoding="utf-8")
+    monkeypatch.setattr(progress, "LESSONS", workplace / "lessons")
+    lesson = progress.lessons()[4]
+    assert (lesson.title, lesson.question) == ("Query, key, value", "Higher or lower?")
+    assert [(step.kind, step.name) for step in lesson.steps] == [
+        ("read", "5"),
+        ("predict", "5"),
+        ("break", "no_mask"),
+        ("write", "attend"),
+    ]
+    folder = progress.Folder()
+    for name in NAMES[: NAMES.index("attend")]:
+        folder.begin(name)
+        with folder.changed() as done:
+            done.passed[name] = folder.digest(name)
+    assert folder.next_step() == progress.Step("read", "5")
+    assert "# Lesson 5" in run_minigpt("learn", "read", 5).out
+    assert folder.next_step() == progress.Step("predict", "5")
+    assert "Higher or lower?" in run_minigpt("learn").out
+    assert run_minigpt("learn", "predict", 5, "it", "rises").code == 0
+    assert folder.next_step() == progress.Step("break", "no_mask")
+    assert folder.progress().predictions == {"5": "it rises"}
+    assert_clear_error(run_minigpt("learn", "predict", 5, "falls"), "stays as it was made", "'it rises'")
+    assert_clear_error(run_minigpt("learn", "predict", 6, "falls"), "no prediction")
+    assert_clear_error(run_minigpt("learn", "read", 13), "no lesson 13")
+
+
+def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, say: Callable[[str], None], prediction: int) -> None:
+        say(f"{name} ran, {prediction} expected")
+
+    made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), change="- mask")
+    made.explanation = "It copies."
+    module = SimpleNamespace(EXPERIMENTS={"no_mask": made}, run=run)
+    monkeypatch.setitem(sys.modules, "minigpt.course.experiments", module)
+    assert "no_mask          lesson  5  Higher?" in run_minigpt("learn", "break").out
+    asked = run_minigpt("learn", "break", "no_mask")
+    assert_clear_error(asked, "Predict before you see it")
+    assert "1. yes" in asked.out
+    assert "ran" not in asked.out
+    for option in (2, 1):  # a prediction stays as it was made
+        done = run_minigpt("learn", "break", "no_mask", option)
+        assert "no_mask ran, 1 expected\n\nIt copies." in done.out
+    assert progress.Folder().progress().predictions == {"no_mask": "2"}
+    assert progress.Folder().progress().experiments == ["no_mask"]
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo-terminals of this kind")
+def test_on_a_terminal_it_watches_the_answer_and_ends_by_ctrl_c(workplace: Path) -> None:
+    import pty
+
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "minigpt", "learn"])
+    said = ""
+
+    def until(words: str) -> None:
+        nonlocal said
+        deadline = time.monotonic() + 120
+        while words not in said:
+            assert time.monotonic() < deadline, said
+            if select.select([terminal], [], [], 1)[0]:
+                said += os.read(terminal, 10_000).decode()
+
+    until("Ctrl-C ends.")
+    assert "Next: write my/vocabulary.py" in said
+    path = Path("my/vocabulary.py")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("sorted(", "list("), encoding="utf-8")
+    until("vocabulary: ")
+    path.write_text(text, encoding="utf-8")
+    until("vocabulary: Right")
+    said = said.partition("vocabulary: Right")[2]
+    until("Next: write my/surprisal.py")
+    assert "[x] vocabulary" in said
+    until("Ctrl-C ends.")
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
