@@ -85,7 +85,8 @@ def test_a_signature_holds_and_comes_of_the_change(name: str) -> None:
     table = dict(run(name, 0, lambda line: None))
     assert table["signature"].startswith("Yes: "), table
     assert table["not happening"].startswith("Yes: "), table
-    assert not experiment.signature(unchanged(experiment))
+    if name != "one_head":  # whose signature is that something stays the same
+        assert not experiment.signature(unchanged(experiment))
 
 
 @pytest.mark.soak

@@ -503,10 +503,10 @@ LIST = (
         1,
         arms("no mask", NO_MASK, base=Setup(block_size=16, batch_size=32, learning_rate=7e-3)),
         Claim(
-            "At the last position of each window, which has no future, the loss is at least 0.5 nats higher than with "
+            "At the last position of each window, which has no future, the loss is at least 0.4 nats higher than with "
             "the mask.",
             more("last position", "no mask"),
-            0.5,
+            0.4,
         ),
         Claim(
             "Validation does not find it: held-out text costs no more than 0.15 nats more than training.",
@@ -781,8 +781,8 @@ LIST = (
             0.1,
         ),
         Claim(
-            "Text that neither has seen is not predicted better by more than 0.1 nats.",
-            lambda results: 0.1 - more("fresh text", "as it is", "leaked")(results),
+            "Text that neither has seen is not predicted better by more than 0.15 nats.",
+            lambda results: 0.15 - more("fresh text", "as it is", "leaked")(results),
             0.0,
         ),
         "A text that is read often enough is partly known by heart, wherever it comes from. Validation measures what "
