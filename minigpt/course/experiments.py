@@ -270,10 +270,10 @@ def leak(arm: Arm, seed: int, text: str) -> dict[str, float]:
     }
 
 
-def written(trained: Trained, seed: int, temperature: float, length: int = 300) -> list[str]:
-    """Four texts that the model writes, each from another beginning."""
-    starts = [trained.held_out[i : i + 8].tolist() for i in range(0, 400, 100)]
-    drawn = generate(trained.gpt, starts, Sampling(temperature=temperature), range(seed, seed + 4), cached=False)
+def written(trained: Trained, seed: int, temperature: float, length: int = 400) -> list[str]:
+    """Eight texts that the model writes, each from another beginning."""
+    starts = [trained.held_out[i : i + 8].tolist() for i in range(0, 800, 100)]
+    drawn = generate(trained.gpt, starts, Sampling(temperature=temperature), range(seed, seed + 8), cached=False)
     ids = [next(drawn)[0] for _ in range(length)]
     return [trained.tokenizer.decode(np.array(column)) for column in zip(*ids, strict=True)]
 
@@ -398,7 +398,7 @@ SHIFTED_BY_0 = Edit(
     "return windows[:, :-1], windows[:, 1:]", "return windows[:, :-1], windows[:, :-1]", "text/windows.py"
 )
 
-DEEP = Setup(n_layer=8, n_embd=32, warmup_steps=75, max_steps=150, batch_size=8)
+DEEP = Setup(n_layer=8, n_embd=32, learning_rate=5e-3, warmup_steps=75, max_steps=150, batch_size=8)
 TINY = Setup(characters=3_000)
 NO_LAYERS = Setup(n_layer=0)
 
@@ -747,9 +747,9 @@ LIST = (
         1,
         arms("temperature 0", temperature=0.0),
         Claim(
-            "Of the runs of 16 characters in what it writes, at least 0.2 more have been there before.",
+            "Of the runs of 16 characters in what it writes, at least 0.1 more have been there before.",
             more("repeated", "temperature 0"),
-            0.2,
+            0.1,
         ),
         Claim(
             "It does not write worse words: the share of them that the text has is no smaller.",
