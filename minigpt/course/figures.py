@@ -1,0 +1,55 @@
+"""The pictures of the lessons, drawn from what the lessons' own code computes: ``python -m minigpt.course.figures``.
+
+A picture is a function of a lesson's session: the names that its blocks of Python leave. So picture and text can't
+disagree.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt.course.drawing import BLUE, WIDTH, box, path, shown, svg, words
+from minigpt.course.lesson import lessons, run
+
+FOLDER = Path(__file__).parent / "figures"
+Session = dict[str, Any]
+
+
+def surprise(session: Session) -> str:
+    """What each character of a line costs, and what it would cost by guessing."""
+    line, nats, uniform = session["line"], session["nats_T"].tolist(), session["uniform"]
+    cell, bottom, unit = WIDTH / len(line), 190.0, 22.0
+    parts = []
+    for i, (character, cost) in enumerate(zip(line, nats, strict=True)):
+        parts.append(box(i * cell + 1, bottom - cost * unit, cell - 2, cost * unit, BLUE, 0.75))
+        parts.append(words((i + 0.5) * cell, bottom - cost * unit - 4, f"{cost:.1f}", "middle", "small"))
+        parts.append(words((i + 0.5) * cell, bottom + 18, shown(character), "middle", "mono"))
+    parts.append(path([(0, bottom - uniform * unit), (WIDTH, bottom - uniform * unit)]))
+    parts.append(words(WIDTH, bottom - uniform * unit - 6, f"guessing: {uniform:.2f} nats", "end"))
+    return svg("What each character costs, by how frequent it is", 215, parts)
+
+
+FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
+    "01-surprise.svg": surprise,
+}
+if importlib.util.find_spec("minigpt.course.figures_later"):
+    FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES
+
+
+def of_lesson(number: int, session: Session) -> dict[str, str]:
+    """The pictures of a lesson, by the names of their files."""
+    return {name: draw(session) for name, draw in FIGURES.items() if int(name[:2]) == number}
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for lesson in lessons():
+        for name, image in of_lesson(lesson.number, run(lesson)[0]).items():
+            (FOLDER / name).write_text(image, encoding="utf-8", newline="\n")
+            print(FOLDER / name)
+
+
+if __name__ == "__main__":
+    main()
