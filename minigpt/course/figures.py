@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.course.drawing import BLUE, WIDTH, box, path, shown, svg, words
+from minigpt.course.drawing import BLUE, ORANGE, WIDTH, box, path, shown, svg, words
 from minigpt.course.lesson import lessons, run
 
 FOLDER = Path(__file__).parent / "figures"
@@ -27,12 +27,27 @@ def surprise(session: Session) -> str:
         parts.append(words((i + 0.5) * cell, bottom - cost * unit - 4, f"{cost:.1f}", "middle", "small"))
         parts.append(words((i + 0.5) * cell, bottom + 18, shown(character), "middle", "mono"))
     parts.append(path([(0, bottom - uniform * unit), (WIDTH, bottom - uniform * unit)]))
-    parts.append(words(WIDTH, bottom - uniform * unit - 6, f"guessing: {uniform:.2f} nats", "end"))
+    parts.append(words(9 * cell, bottom - uniform * unit - 6, f"guessing: {uniform:.2f} nats"))
     return svg("What each character costs, by how frequent it is", 215, parts)
+
+
+def windows(session: Session) -> str:
+    """One window as examples: what was read, and what is to be predicted."""
+    line, T = [session["vocabulary"][i] for i in session["window"]], len(session["window"]) - 1
+    cell, left, top = 30.0, 200.0, 24.0
+    parts = [words(left, 14, "read so far, and the next character", kind="small")]
+    for t in range(T):
+        y = top + t * cell
+        parts.append(words(left - 14, y + 20, f"position {t}", "end"))
+        parts += [box(left + i * cell, y, cell - 2, cell - 2, BLUE, 0.3) for i in range(t + 1)]
+        parts.append(box(left + (t + 1) * cell, y, cell - 2, cell - 2, ORANGE, 0.6))
+        parts += [words(left + (i + 0.5) * cell - 1, y + 19, shown(line[i]), "middle", "mono") for i in range(t + 2)]
+    return svg(f"A window of {T + 1} characters holds {T} examples", top + T * cell + 4, parts)
 
 
 FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
     "01-surprise.svg": surprise,
+    "02-windows.svg": windows,
 }
 if importlib.util.find_spec("minigpt.course.figures_later"):
     FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES
