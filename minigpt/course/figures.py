@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.course.drawing import BLUE, ORANGE, WIDTH, box, path, shown, svg, words
+from minigpt.course.drawing import BLUE, ORANGE, WIDTH, box, heat, path, shown, svg, words
 from minigpt.course.lesson import lessons, run
 
 FOLDER = Path(__file__).parent / "figures"
@@ -45,9 +45,31 @@ def windows(session: Session) -> str:
     return svg(f"A window of {T + 1} characters holds {T} examples", top + T * cell + 4, parts)
 
 
+def tables(session: Session) -> str:
+    """What follows what: counted, learned, and learned with tied ends."""
+    letters = [i for i, character in enumerate(session["vocabulary"]) if character == " " or character.islower()]
+    names = [session["vocabulary"][i] for i in letters]
+    three = {
+        "counted": session["counted_VV"],
+        "learned": session["W_VV"].softmax(-1),
+        "tied": session["tied_VV"].softmax(-1),
+    }
+    cell, parts = 8.2, []
+    for i, (name, p_VV) in enumerate(three.items()):
+        x = 14 + i * 232
+        parts.append(words(x, 14, name))
+        parts += heat(x, 40, cell, p_VV[letters][:, letters].tolist(), names, names)
+    height = 40 + cell * len(letters)
+    parts.append(
+        words(14, height + 22, "row: the character that was read; column: the one that is expected", kind="small")
+    )
+    return svg("What follows what", height + 30, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
     "01-surprise.svg": surprise,
     "02-windows.svg": windows,
+    "03-gradients.svg": tables,
 }
 if importlib.util.find_spec("minigpt.course.figures_later"):
     FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES
