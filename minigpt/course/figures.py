@@ -66,10 +66,28 @@ def tables(session: Session) -> str:
     return svg("What follows what", height + 30, parts)
 
 
+def averaging(session: Session) -> str:
+    """The weights of a mean of the past."""
+    shown_positions, cell, left, top = 8, 34.0, 230.0, 40.0
+    weights = session["weight_TS"][:shown_positions, :shown_positions].tolist()
+    numbers = [str(i) for i in range(shown_positions)]
+    parts = [
+        words(left, 14, "looked at: position s", kind="small"),
+        words(left - 30, top + 20, "position t = 0", "end"),
+    ]
+    parts += heat(left, top, cell, weights, numbers, numbers)
+    for t, row in enumerate(weights):
+        y = top + t * cell + cell / 2 + 4
+        parts += [words(left + (s + 0.5) * cell, y, f"{w:.2f}", "middle", "small") for s, w in enumerate(row) if w]
+        parts.append(words(left + shown_positions * cell + 12, y, f"1 / {t + 1} each", kind="small"))
+    return svg("The weights of a mean of the past, for the first 8 positions", top + shown_positions * cell + 8, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
     "01-surprise.svg": surprise,
     "02-windows.svg": windows,
     "03-gradients.svg": tables,
+    "04-averaging.svg": averaging,
 }
 if importlib.util.find_spec("minigpt.course.figures_later"):
     FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES
