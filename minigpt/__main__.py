@@ -22,6 +22,7 @@ COMMANDS = {
     "runs": ("commands.runs", "compare the runs of this folder: settings, losses, spread over seeds"),
     "report": ("commands.report", "a page on a finished run: how good it is, what it sees, what it writes"),
     "explain": ("commands.explain", "a page that is alive: look inside a model in any browser, offline"),
+    "explore": ("commands.explore", "look inside a model in the browser, of any size, and while it trains"),
     "prove-resume": ("training.proof", "see it proved that a run killed and resumed ends in the same bits"),
     "corpus": ("commands.corpus", "look at a text before training on it"),
 }

@@ -61,12 +61,16 @@ def probabilities(logits_BV: Tensor, window_BT: Tensor, sampling: Sampling) -> T
     return torch.zeros_like(probs_BV).scatter(-1, order_BV, probs_BV)
 
 
-def draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw one id per sequence, (B,), each with its own generator, so that no sequence changes what another draws.
+def uniform(seeds: Sequence[int]) -> Iterator[Tensor]:
+    """At each step a number in [0, 1) per sequence, (B, 1), float64, each from a generator of its own, so that no
+    sequence changes what another draws."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        yield torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
 
-    Inverts the cumulative distribution at a uniform number.
-    """
-    uniform_B1 = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+
+def draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Draw one id per sequence, (B,): invert the cumulative distribution at a uniform number."""
     cumulative_BV = probabilities_BV.cumsum(-1)
     # The total is 1 but for rounding. To the right, so that a token of probability 0 is never met.
     return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True).squeeze(-1)
@@ -82,6 +86,7 @@ def generate(
     never: int | None = None,
     cached: bool = True,
     dtype: torch.dtype = torch.float32,
+    numbers: Iterator[Tensor] | None = None,
 ) -> Drawn:
     """Continue each of B prompts for ever, one token of each at a time.
 
@@ -105,24 +110,27 @@ def generate(
         never: an id that is not to be drawn.
         cached: keep keys and values, so that no token of a window is read twice; otherwise all are for each new one.
         dtype: bfloat16 computes under ``torch.autocast``.
+        numbers: what is drawn with instead, as :func:`uniform` gives them; with the last of them the text ends.
 
     Yields:
         The next B ids, and the logarithm of the probability that the model gave each, before any filter.
     """
     block_size = gpt.config.block_size
     device = gpt.token_embedding.weight.device
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    numbers = numbers or uniform(seeds)
     window_BT = torch.tensor([prompt[-block_size:] for prompt in prompts])
     while True:
         caches = [KeyValueCache(block_size) for _ in gpt.blocks] if cached else None
         copies = Packed(gpt, len(prompts))
         unread_BT = window_BT
         while window_BT.shape[1] <= block_size:
+            if (uniform_B1 := next(numbers, None)) is None:
+                return
             with copies, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits_BV = gpt(unread_BT.to(device), caches)[:, -1].float().cpu()
             if never is not None:
                 logits_BV[:, never] = -math.inf
-            ids_B = draw(probabilities(logits_BV, window_BT, sampling), generators)
+            ids_B = draw(probabilities(logits_BV, window_BT, sampling), uniform_B1)
             ids_B1 = ids_B.unsqueeze(1)
             yield ids_B.tolist(), logits_BV.log_softmax(-1).gather(1, ids_B1).squeeze(1).tolist()
             window_BT = torch.cat((window_BT, ids_B1), dim=1)

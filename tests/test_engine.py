@@ -317,12 +317,12 @@ def test_every_request_is_answered_as_python_would(
 
         for position, chosen, against in ((n - 1, 2, 5), (4, 7, None)):
             found = next(answers)
-            part = attribute(wanted, position, LETTERS[chosen], None if against is None else LETTERS[against])
+            parts = attribute(wanted, position, LETTERS[chosen], None if against is None else LETTERS[against])
             for name in ("logit", "token", "place", "heads", "feed_forwards", "biases", "final_bias", "replaced"):
-                np.testing.assert_allclose(found[name], getattr(part, name), rtol=1e-5, atol=2e-5, err_msg=what + name)
-            np.testing.assert_allclose(found["sources"], part.sources[:, :, : position + 1], atol=2e-5, err_msg=what)
-            parts = (np.sum(found[name]) for name in found if name not in ("logit", "sources"))
-            assert sum(parts) == pytest.approx(part.logit, abs=1e-4)
+                np.testing.assert_allclose(found[name], getattr(parts, name), rtol=1e-5, atol=2e-5, err_msg=what + name)
+            np.testing.assert_allclose(found["sources"], parts.sources[:, :, : position + 1], atol=2e-5, err_msg=what)
+            each = (np.sum(found[name]) for name in found if name not in ("logit", "sources"))
+            assert sum(each) == pytest.approx(parts.logit, abs=1e-4)
 
 
 def test_it_writes_what_generate_writes() -> None:
@@ -355,7 +355,7 @@ def test_it_writes_with_parts_switched_off() -> None:
         there = [
             it
             if it.positions is None
-            else dataclasses.replace(it, positions=[t for t in it.positions if t < len(window)])
+            else dataclasses.replace(it, positions=tuple(t for t in it.positions if t < len(window)))
             for it in interventions
         ]
         read = trace(model, model.tokenizer.decode(window), there)

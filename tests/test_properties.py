@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.generation import draw
+from minigpt.generation import draw, uniform
 from minigpt.generation import probabilities as probabilities_of
 from minigpt.optim import Schedule, learning_rate_factor
 from minigpt.sampling import Sampling
@@ -326,13 +326,13 @@ def test_each_text_draws_what_it_would_draw_alone_and_never_the_impossible(rows:
     width = max(map(len, rows))
     logits_BV = torch.tensor([row + [-math.inf] * (width - len(row)) for row in rows])
     probabilities_BV = probabilities_of(logits_BV, torch.empty(len(rows), 0, dtype=torch.long), Sampling(min_p=0.01))
-    together = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
-    alone = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
+    together = uniform([seed + b for b in range(len(rows))])
+    alone = [uniform([seed + b]) for b in range(len(rows))]
     for _ in range(20):
-        ids_B = draw(probabilities_BV, together)
+        ids_B = draw(probabilities_BV, next(together))
         assert bool((probabilities_BV.gather(1, ids_B[:, None]) > 0).all())
         assert ids_B.tolist() == [
-            int(draw(probabilities_BV[b : b + 1], [generator])) for b, generator in enumerate(alone)
+            int(draw(probabilities_BV[b : b + 1], next(numbers))) for b, numbers in enumerate(alone)
         ]
 
 

@@ -39,7 +39,8 @@ def explain(
     page, contents = make(load(checkpoint), checkpoint, __version__, say, corpus, precision, without_text)
     write(page, path, KIND)
     print("The file holds:", *contents["embeds"], sep="\n- ")
-    print(f"{path}: {len(page) / 1e6:.1f} MB, {len(contents['models'])} models, for any browser")
+    count = len(contents["models"])
+    print(f"{path}: {len(page) / 1e6:.1f} MB, {count} model{'s' * (count > 1)}, for any browser")
 
 
 def main(command: str, args: list[str]) -> None:

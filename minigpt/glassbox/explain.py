@@ -37,8 +37,8 @@ from minigpt.glassbox.report import (
     scored_heads,
 )
 from minigpt.glassbox.signed import signed
-from minigpt.glassbox.trace import observe
-from minigpt.glassbox.validation import mean_and_interval, nats_per_bit, score
+from minigpt.glassbox.trace import Traceable, observe
+from minigpt.glassbox.validation import Validation, mean_and_interval, nats_per_bit, score
 from minigpt.glassbox.where import strongest_of_heads
 from minigpt.model import GPT
 from minigpt.records import METRICS, read_rows
@@ -81,7 +81,7 @@ def make(
     Raises:
         UserError: the model is too large for a page, or see :func:`contents`.
     """
-    if (count := sum(parameter.numel() for parameter in model.gpt.parameters())) > MOST_PARAMETERS:
+    if (count := parameters_of(model.gpt)) > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count:,} parameters; a page computes with at most {MOST_PARAMETERS:,}. For a larger one "
             f"the same page is served, and computed by PyTorch: python -m minigpt explore --ckpt_path {path}"
@@ -89,6 +89,10 @@ def make(
     found, weights = contents(model, path, version, say, corpus, precision, without_text)
     say("Packing")
     return signed(pack(found, weights), KIND), found
+
+
+def parameters_of(gpt: GPT) -> int:
+    return sum(parameter.numel() for parameter in gpt.parameters())
 
 
 def contents(
@@ -116,59 +120,47 @@ def contents(
             its weights are too large for float16.
     """
     checkpoint, folder, missing = read_checkpoint(path), RunFolder.of(path), list[str]()
-    gpt, tokenizer, main = model.gpt, model.tokenizer, checkpoint["global_step"]
-    settings = read_settings(folder, checkpoint)
     rows = read_rows(folder.path / METRICS) if folder else []
     if not folder:
         missing.append("The checkpoint lies outside the folder of its run, which has the curves and the film.")
     elif not rows:
         missing.append(f"There are no curves: the run's folder holds no {METRICS}.")
+    found = described(model, checkpoint, path, version) | {"precision": precision, "curves": curves(rows)}
+    found["facts"] = facts(model, checkpoint, rows)
     say("Writing samples")  # first, for a model that has diverged ends here
     *_, written = model.write([""] * SAMPLES, max_new_tokens=WRITTEN, temperature=TEMPERATURE, seed=1)
-    found = None
+    texts, tokenizer = [sample.text for sample in written], model.tokenizer
+    text = opening(tokenizer, tokenizer.encode(texts[0].lstrip()), model.gpt.config.block_size)
+    found |= {"text": text, "text_from": "Written by the model itself.", "scores": None, "fires": None, "samples": []}
+    embeds: list[str] = []
     try:
-        data = data_of(checkpoint, settings, corpus)
+        data = data_of(checkpoint, read_settings(folder, checkpoint), corpus)
         say("Scoring the validation split")
-        found = score(model, data)
+        validation = score(model, data)
     except UserError as error:
         if corpus:
             raise
         say(f"What is measured on the corpus is left out. {error} Where it lies now is told with --corpus")
         missing.append("The corpus wasn't at hand: there is no loss, and nothing of what the heads look at in it.")
-    facts, scored, fires, samples, embeds = facts_of(checkpoint, model, rows), None, None, list[Any](), list[str]()
-    size = gpt.config.block_size
-    text, text_from = opening(tokenizer, tokenizer.encode(written[0].text), size), "Written by the model itself."
-    loss, interval, bits = None, None, None
-    if found:
-        loss, interval = mean_and_interval(found.nats)
-        bits = loss / nats_per_bit(found)
+    else:
+        loss, interval = mean_and_interval(validation.nats)
+        bits = loss / nats_per_bit(validation)
+        found["facts"] |= {"loss": loss, "loss_interval": interval, "bits_per_char": bits}
         say("Looking at the heads")
-        scored = scored_heads(model, found)
-    if found and not without_text:
-        ids = found.corpus.ids(found.places)[:]
-        text = opening(tokenizer, ids[paragraph(tokenizer, ids) :], size)
-        text_from = "From the validation split, on which the model was not trained."
-        cost = flops_per_token(gpt.config) / 3 * gpt.config.block_size  # of a window
-        most = int(np.clip(READ / cost, 16, 512))
-        fires = {
-            f"{layer}.{head}": [dataclasses.asdict(place) for place in places]
-            for (layer, head), places in strongest_of_heads(model, found.data, STRONGEST, most).items()
-        }
-        say("Looking for what is copied")
-        texts = [sample.text for sample in written]
-        samples = [sharing(it, found.data) for it in copying(texts, found.data)]
-        embeds = embedded(text, fires, samples)
-    elif found:
-        missing.append("No text of the corpus is in this file: no places where a head is strong, no samples.")
+        found["scores"] = scores_of(scored_heads(model, validation))
+        if without_text:
+            missing.append("No text of the corpus is in this file: no places where a head is strong, no samples.")
+        else:
+            found |= excerpts(model, validation, texts, say)
+            embeds = embedded(found["text"], found["fires"], found["samples"])
     if not isinstance(tokenizer, ByteTokenizer):
         embeds.append(f"The vocabulary: each of the {len(tokenizer.vocabulary)} characters that the model knows.")
     embeds.append("The weights: what the model has learned by heart, it can write.")
     say("Rounding the weights")
-    probed = tokenizer.encode(text)[:PROBE]
-    main_gpt = rounded(gpt, precision)
-    models = {main: probe(main_gpt, probed)}
-    weights = {main: as_bytes(main_gpt, precision)}
-    history = []
+    ids, main = tokenizer.encode(found["text"])[:PROBE], found["main"]
+    gpt = rounded(model.gpt, precision)
+    found["tensors"] = [[name, list(weight.shape)] for name, weight in gpt.state_dict().items()]
+    probes, weights, history = {main: probe(gpt, ids)}, {main: as_bytes(gpt, precision)}, []
     if folder and folder.frames():
         say("Watching the film")
         try:
@@ -176,50 +168,63 @@ def contents(
             for frame in film(folder.path):
                 history.append(seen_at(frame))
                 if frame.step in chosen:
-                    small = rounded(frame.gpt, precision)
-                    models[frame.step], weights[frame.step] = probe(small, probed), as_bytes(small, precision)
+                    gpt = rounded(frame.gpt, precision)
+                    probes[frame.step], weights[frame.step] = probe(gpt, ids), as_bytes(gpt, precision)
         except UserError as error:
             say(f"The rest of the film is left out. {error}")
             missing.append("A part of the film is missing: a frame of it can't be used.")
     elif folder:
         missing.append("The run was not filmed, so its past can't be looked at. Train with --film.per_doubling 3.")
-    return plain(
-        {
-            "format": 1,
-            "version": version,
-            "name": f"{folder.name}/{folder.path.name}" if folder else path.stem,
-            "checkpoint": path.name,
-            "unit": "byte" if isinstance(tokenizer, ByteTokenizer) else "character",
-            "compute": "page",
-            "live": False,
-            "config": dataclasses.asdict(gpt.config),
-            "parameters": facts["parameters"],
-            "labels": [tokenizer.label(i) for i in range(len(tokenizer.vocabulary))],
-            "bytes": isinstance(tokenizer, ByteTokenizer),
-            "unknown": tokenizer.unknown,
-            "start": tokenizer.vocabulary.index(tokenizer.start),
-            "text": text,
-            "text_from": text_from,
-            "precision": precision,
-            "tensors": [[name, list(weight.shape)] for name, weight in main_gpt.state_dict().items()],
-            "main": main,
-            "models": [{"step": step, "probe": models[step]} for step in sorted(models)],
-            "facts": {name: facts[name] for name in ("step", "seconds", "tokens", "optimizer")}
-            | {"loss": loss, "loss_interval": interval, "bits_per_char": bits, "corpus": name_of(facts["corpus"])},
-            "curves": curves(rows),
-            "history": history,
-            "scores": scored and scores_of(scored),
-            "fires": fires,
-            "samples": samples,
-            "embeds": embeds,
-            "missing": missing,
-        }
-    ), weights
+    found["models"] = [{"step": step, "probe": probes[step]} for step in sorted(probes)]
+    return plain(found | {"history": history, "embeds": embeds, "missing": missing}), weights
 
 
-def name_of(corpus: str | list[str] | None) -> str | None:
-    """What a corpus is called, without the folders that it lies in: they are nobody else's business."""
-    return ", ".join(PurePath(name).name for name in listed(corpus)) if corpus else None
+def described(model: Traceable, checkpoint: dict[str, Any], path: Path, version: str) -> dict[str, Any]:
+    """What the model of a checkpoint is."""
+    tokenizer, folder = model.tokenizer, RunFolder.of(path)
+    is_byte = isinstance(tokenizer, ByteTokenizer)
+    return {
+        "format": 1,
+        "version": version,
+        "name": f"{folder.name}/{folder.path.name}" if folder else path.stem,
+        "checkpoint": path.name,
+        "unit": "byte" if is_byte else "character",
+        "compute": "page",
+        "live": False,
+        "config": dataclasses.asdict(model.gpt.config),
+        "parameters": parameters_of(model.gpt),
+        "labels": [tokenizer.label(i) for i in range(len(tokenizer.vocabulary))],
+        "bytes": is_byte,
+        "unknown": tokenizer.unknown,
+        "start": tokenizer.vocabulary.index(tokenizer.start),
+        "main": checkpoint["global_step"],
+    }
+
+
+def facts(model: Traceable, checkpoint: dict[str, Any], rows: list[dict[str, str]]) -> dict[str, Any]:
+    """What the run was; its loss is measured elsewhere. No folder is named: those are nobody else's business."""
+    known = facts_of(checkpoint, model, rows)
+    corpus = ", ".join(PurePath(name).name for name in listed(known["corpus"])) if known["corpus"] else None
+    kept = {name: known[name] for name in ("step", "seconds", "tokens", "optimizer")}
+    return {**kept, "corpus": corpus, "loss": None, "loss_interval": None, "bits_per_char": None}
+
+
+def excerpts(model: Traceable, found: Validation, texts: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """What the page takes over from the corpus: a text, where in it heads are strong, what the samples copied."""
+    config, tokenizer = model.gpt.config, model.tokenizer
+    ids = found.corpus.ids(found.places)[:]
+    cost = flops_per_token(config) / 3 * config.block_size  # of a window
+    strong = strongest_of_heads(model, found.data, STRONGEST, int(np.clip(READ / cost, 16, 256)))
+    say("Looking for what is copied")
+    return {
+        "text": opening(tokenizer, ids[paragraph(tokenizer, ids) :], config.block_size),
+        "text_from": "From the validation split, on which the model was not trained.",
+        "fires": {
+            f"{layer}.{head}": [dataclasses.asdict(place) for place in places]
+            for (layer, head), places in strong.items()
+        },
+        "samples": [{"text": it.text, **sharing(it, found.data)} for it in copying(texts, found.data)],
+    }
 
 
 def curves(rows: list[dict[str, str]]) -> dict[str, Any]:
@@ -253,7 +258,10 @@ def paragraph(tokenizer: CharTokenizer, ids: NDArray[np.integer]) -> int:
 
 
 def sharing(copied: Copying, data: DataSettings) -> dict[str, Any]:
-    """A text with what of it stands in the training text, and how long a run of held-out text does. In characters."""
+    """Which passages of a text stand in the training text, and how long a run of it and of held-out texts does.
+
+    All of it in characters, also where the model reads bytes.
+    """
     training = data.open_splits()["train"]
     counts = np.array(TOKENIZERS[data.tokenizer](training.characters).character_counts())
 
@@ -268,7 +276,6 @@ def sharing(copied: Copying, data: DataSettings) -> dict[str, Any]:
         return len(copied.text.encode()[:place].decode("utf-8", "ignore"))
 
     return {
-        "text": copied.text,
         "passages": [[before(run.start), before(run.end)] for run in copied.shared.passages],
         "longest": length(copied.shared.longest),
         "held_out": [length(it.longest) for it in copied.null],
@@ -292,8 +299,10 @@ def embedded(text: str, fires: dict[str, list[dict[str, Any]]], samples: list[di
     ]
 
 
-def scores_of(found: HeadScores) -> dict[str, Any]:
+def scores_of(found: HeadScores | None) -> dict[str, Any] | None:
     """What the heads look at, as the page shows it."""
+    if found is None:
+        return None
     names = ("layer", "head", "name", "kind", "score", "null")
     rows = [
         {name: getattr(row, name) for name in names} | {"bits": row.text.bits, "error": row.text.error}

@@ -56,7 +56,7 @@ def film(run: str | Path) -> Iterator[Frame]:
     folder = run_folder(run)
     if not (frames := folder.frames()):
         raise UserError(f"The run {folder.path} was not filmed. Train with --film.per_doubling 3 to have its film.")
-    return (_read(step, path) for step, path in frames.items())
+    return (read_frame(step, path) for step, path in frames.items())
 
 
 def run_folder(run: str | Path) -> RunFolder:
@@ -69,7 +69,8 @@ def run_folder(run: str | Path) -> RunFolder:
     return folder
 
 
-def _read(step: int, path: Path) -> Frame:
+def read_frame(step: int, path: Path) -> Frame:
+    """One frame; see :func:`film`."""
     checkpoint = read_checkpoint(path)
     if "film" not in checkpoint:
         raise UserError(f"{path} is a checkpoint, but no frame of a film. Move it out of this folder.")

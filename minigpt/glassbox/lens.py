@@ -12,16 +12,17 @@ from minigpt.model import LayerNorm
 
 
 @torch.no_grad()
-def lens(trace: Activations) -> Tensor:
+def lens(trace: Activations, positions: slice = slice(None)) -> Tensor:
     """The logits that the residual stream would give at each half block, (2L + 1, B, T, V); of a Trace without B.
 
     The rows are the embedding, then for each block the stream in its middle and after it: the last is the output
     (the logit lens, nostalgebraist 2020). Where the model ends in a norm, its statistics are computed anew for each
-    row; a model whose norms stand on the stream (post-norm) is read directly.
+    row; a model whose norms stand on the stream (post-norm) is read directly. ``positions`` may be some of the T.
     """
     gpt = trace.gpt
     with in_float32(trace.embedding):
-        return torch.stack([gpt.token_embedding.decode(gpt.final_norm(stage)) for stage in stages(trace)])
+        rows = stages(trace)[..., positions, :]
+        return torch.stack([gpt.token_embedding.decode(gpt.final_norm(stage)) for stage in rows])
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,14 @@ class Attribution:
 
 @torch.no_grad()
 def attribute(
-    trace: Trace, position: int = -1, character: str | None = None, against: str | None = None
+    trace: Trace, position: int = -1, character: str | int | None = None, against: str | int | None = None
 ) -> Attribution:
     """Which parts of the model the logit of ``character`` after ``position`` comes from.
 
     Args:
         trace: of the text.
         position: the one that predicts; negative ones count from the end.
-        character: by default the one that follows in the text, or after the last position the likeliest.
+        character: by default the one that follows in the text, or after the last position the likeliest; or its id.
         against: another character: then it is the attribution of a choice, of how much higher the one's logit is than
             the other's.
 
@@ -146,7 +147,7 @@ def attribute(
     return Attribution(
         position=t,
         character=trace.tokenizer.label(chosen),
-        against=against,
+        against=trace.tokenizer.label(against) if isinstance(against, int) else against,
         logit=float(logit),
         token=token,
         place=place,
@@ -186,7 +187,11 @@ def differ(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).norm(dim=-1) > 1e-4 * (x.norm(dim=-1) + y.norm(dim=-1))
 
 
-def _id(trace: Trace, character: str) -> int:
+def _id(trace: Trace, character: str | int) -> int:
+    if isinstance(character, int):
+        if not 0 <= character < (V := trace.gpt.config.vocab_size):
+            raise UserError(f"There is no id {character}; those of the model are from 0 to {V - 1}.")
+        return character
     ids = trace.tokenizer.encode(character)
     if len(ids) != 1:
         raise UserError(f"{character!r} is {len(ids)} tokens; an attribution is of one.")

@@ -14,6 +14,7 @@ from functools import cached_property
 from types import MethodType
 from typing import Any, Literal, Protocol, cast, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,9 +65,9 @@ class Intervention:
     index: int | None = None  # of the head or neuron
     positions: tuple[int, ...] | None = None  # where the value is changed; everywhere by default
     scale: float = 0.0  # the value is multiplied by it (for a position: the weights before the pattern sums to 1)
-    # Instead of the product, what the unchanged model computes for another text:
-    mean_of: str | None = None  # the mean over all its positions
-    patch_from: str | None = None  # the value at the same position
+    # Instead of the product, what the unchanged model computes for another text, which may be given as its ids:
+    mean_of: str | tuple[int, ...] | None = None  # the mean over all its positions
+    patch_from: str | tuple[int, ...] | None = None  # the value at the same position
 
     def __post_init__(self) -> None:
         # Plain numbers and a tuple, also if they come as a tensor's, as NumPy's or as a list from JSON.
@@ -74,13 +75,15 @@ class Intervention:
             for name in ("layer", "index"):
                 if getattr(self, name) is not None:
                     object.__setattr__(self, name, operator.index(getattr(self, name)))
-            if self.positions is not None:
-                object.__setattr__(self, "positions", tuple(map(operator.index, self.positions)))
+            for name in ("positions", "mean_of", "patch_from"):
+                value = getattr(self, name)
+                if value is not None and (name == "positions" or not isinstance(value, str)):
+                    object.__setattr__(self, name, tuple(map(operator.index, value)))
             object.__setattr__(self, "scale", float(self.scale))
         except (TypeError, ValueError) as error:
             raise UserError(
-                "An intervention's layer and index are whole numbers, its positions a list of such, and its scale is "
-                f"a number; but {error}."
+                "An intervention's layer and index are whole numbers, the ids of a text and its positions a list of "
+                f"such, and its scale is a number; but {error}."
             ) from error
 
     def __str__(self) -> str:
@@ -280,22 +283,23 @@ class Model(Writer):
         return trace(self, text, interventions)
 
 
-def trace(model: Traceable, text: str, interventions: Iterable[Intervention] = ()) -> Trace:
+def trace(model: Traceable, text: str | Sequence[int], interventions: Iterable[Intervention] = ()) -> Trace:
     """What ``model`` computes while it reads ``text``, by the formulas of model.py in float32.
 
     It is a pure function: nothing stays in the model, after an error neither, and threads may ask at the same time.
 
     Args:
         model: what ``minigpt.load`` gives, or a ``GPTLightningModule``, in training too.
-        text: at least one token, at most ``block_size``.
+        text: at least one token, at most ``block_size``; or its ids.
         interventions: what to change on the way, in this order where two meet.
 
     Raises:
         UserError: the text is empty, too long or has unknown characters; or a part isn't there.
     """
-    interventions = list(interventions)
-    ids_BT = _encode(model.gpt, model.tokenizer, text)
-    return Trace(observe(model.gpt, ids_BT, interventions, model.tokenizer), text, model.tokenizer, interventions)
+    interventions, tokenizer = list(interventions), model.tokenizer
+    ids_BT = _encode(model.gpt, tokenizer, text)
+    shown = text if isinstance(text, str) else tokenizer.decode(ids_BT[0].numpy())
+    return Trace(observe(model.gpt, ids_BT, interventions, tokenizer), shown, tokenizer, interventions)
 
 
 @torch.no_grad()
@@ -316,9 +320,9 @@ def observe(
     ids_BT = ids_BT.to(gpt.token_embedding.weight.device)
     for intervention in interventions:
         _check(intervention, gpt, ids_BT.shape[1])
-    sources: dict[str, Activations] = {}
+    sources: dict[str | tuple[int, ...], Activations] = {}
     for text in {text for it in interventions for text in (it.mean_of, it.patch_from) if text is not None}:
-        if tokenizer is None:
+        if tokenizer is None and isinstance(text, str):
             raise UserError(f"An intervention takes values of the text {text!r}; observe needs the tokenizer for that.")
         sources[text] = observe(gpt, _encode(gpt, tokenizer, text))
     edits: dict[str, list[Callable[[Tensor], Tensor]]] = {}
@@ -404,14 +408,16 @@ def _quote(token: str) -> str:
     return repr(token) if len(token) == 1 else f"'{token}'"  # a byte is shown as \x0a already
 
 
-def _encode(gpt: GPT, tokenizer: CharTokenizer, text: str) -> Tensor:
-    """The ids of a text that fits the window, (1, T)."""
-    ids = tokenizer.encode(text)
+def _encode(gpt: GPT, tokenizer: CharTokenizer | None, text: str | Sequence[int]) -> Tensor:
+    """The ids of a text that fits the window, (1, T); of ids, no tokenizer is needed."""
+    ids = tokenizer.encode(text) if isinstance(text, str) and tokenizer else np.array(text, np.int64)
     if not 1 <= len(ids) <= gpt.config.block_size:
         raise UserError(
             f"The text has {len(ids):,} tokens; a trace needs at least one, "
             f"and the model's window holds {gpt.config.block_size:,}."
         )
+    if not 0 <= ids.min() <= ids.max() < gpt.config.vocab_size:
+        raise UserError(f"The ids of a text are from 0 to {gpt.config.vocab_size - 1}, those that the model knows.")
     return torch.from_numpy(ids.astype("int64")).unsqueeze(0)
 
 
@@ -472,7 +478,7 @@ def _places(it: Intervention, gpt: GPT) -> list[tuple[str, slice]]:
 
 
 def _edit(
-    it: Intervention, name: str, channels: slice, sources: dict[str, Activations], length: int
+    it: Intervention, name: str, channels: slice, sources: dict[str | tuple[int, ...], Activations], length: int
 ) -> Callable[[Tensor], Tensor]:
     """The function that changes one value, (B, T, channels) or scores, (B, H, T, S), as ``it`` says."""
     rows = list(range(length) if it.positions is None else it.positions)

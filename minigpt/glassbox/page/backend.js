@@ -41,6 +41,8 @@ class Engine {
 
   async load(line, step) {
     const { config, tensors, precision } = contents;
+    if (!served && document.readyState === "loading") // the weights of the film stand behind the script
+      await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
     const element = document.getElementById(`weights-${step}`);
     const weights = element ? element.textContent : await (await got(`weights/${step}`)).arrayBuffer();
     return this.send(line, { method: "load", step, weights, config, tensors, precision }, element ? [] : [weights]);

@@ -44,8 +44,8 @@ const count = (value) => value.toLocaleString("en");
 /** The class of a surprisal: s0 costs nothing, s9 costs 8 bits or more. */
 const level = (nats) => (Number.isFinite(nats) ? `s${Math.min(9, Math.round((9 * nats) / (8 * BITS)))}` : "s0");
 
-/** A colour for a weight from 0 to 1; square roots, so that small ones can be seen. */
-const blue = (weight) => `rgb(var(--blue) / ${Math.sqrt(Math.max(0, Math.min(1, weight))).toFixed(3)})`;
+/** A colour for a weight from 0 to 1; square roots, so that small ones can be seen, and never so full that text isn't. */
+const blue = (weight) => `rgb(var(--blue) / ${(0.55 * Math.sqrt(Math.max(0, Math.min(1, weight)))).toFixed(3)})`;
 
 /** A colour for a signed value, of which `most` is full: orange above 0, blue below. */
 function diverging(value, most) {
@@ -74,18 +74,24 @@ function save(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+// Controls; but what is drawn in a button belongs to the figure.
+const NOT_DRAWN = "input, select, textarea, .unseen, button:not(.map, .grid *, .parts *, .occurrences *)";
+
 /** Whatever a part of the page shows, as one SVG: its backgrounds, borders below, texts, canvases and drawings. */
 function asSVG(part) {
   const page = part.getBoundingClientRect(), rest = { width: page.width, height: page.height };
-  const drawing = s("svg", { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${page.width} ${page.height}`, ...rest });
+  // In a document of its own, which loads nothing: the page's policy allows no images.
+  const drawing = document.implementation.createDocument(null, null).adoptNode(s("svg", { viewBox: `0 0 ${page.width} ${page.height}`, ...rest }));
   const at = (box) => ({ x: box.left - page.left, y: box.top - page.top, width: box.width, height: box.height });
   const seen = (colour) => !/^(transparent|rgba\(.*, 0\))$|\/ 0\)$/.test(colour);
   drawing.append(s("rect", { ...rest, fill: getComputedStyle(document.body).backgroundColor }));
   const walk = (element) => {
     const style = getComputedStyle(element), box = element.getBoundingClientRect();
-    if (style.display === "none" || style.visibility === "hidden" || element.matches("button, input, .unseen")) return;
+    if (style.display === "none" || style.visibility === "hidden" || element.matches(NOT_DRAWN)) return;
     if (element instanceof HTMLCanvasElement) {
-      drawing.append(s("image", { ...at(box), href: element.toDataURL(), style: "image-rendering: pixelated" }));
+      const image = s("image", { ...at(box), "image-rendering": "pixelated" });
+      drawing.append(image);
+      image.setAttribute("href", element.toDataURL());
       return;
     }
     if (element instanceof SVGElement) {
@@ -103,14 +109,14 @@ function asSVG(part) {
     for (const child of element.childNodes) {
       if (child.nodeType === Node.ELEMENT_NODE) walk(child);
       if (child.nodeType !== Node.TEXT_NODE || !child.data.trim()) continue;
-      for (const match of child.data.matchAll(/\S+/g)) {
+      for (const match of child.data.matchAll(/\S+/g)) { // what XML can't hold is shown as it is elsewhere
         const range = document.createRange();
         range.setStart(child, match.index);
         range.setEnd(child, match.index + match[0].length);
         const word = at(range.getBoundingClientRect()), size = parseFloat(style.fontSize);
         const look = { fill: style.color, "font-size": size, "font-family": style.fontFamily, "font-weight": style.fontWeight };
         const y = word.y + word.height / 2 + 0.35 * size;
-        drawing.append(s("text", { x: word.x, y, textLength: word.width || 1, ...look }, match[0]));
+        drawing.append(s("text", { x: word.x, y, textLength: word.width || 1, ...look }, match[0].replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, visible)));
       }
     }
   };

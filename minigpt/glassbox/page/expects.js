@@ -10,6 +10,7 @@ const SLIDERS = [
 const expects = {
   bars: [], // of each token of the vocabulary
   writing: null,
+  pending: { ids: [] }, // bytes that are not yet a character, and of which state
 
   build() {
     this.list = h("ol", { className: "bars", "aria-label": "All characters by probability", tabIndex: 0 });
@@ -94,15 +95,22 @@ const expects = {
     });
   },
 
+  /** The bytes that wait for the rest of their character, if the cursor still stands where they belong. */
+  waiting() {
+    const { ids, text, at } = this.pending;
+    return text === state.text && at === state.at ? ids : [];
+  },
+
   /** Put tokens in at the cursor. */
-  add(ids) {
-    this.pending = [...(this.pending ?? []), ...ids];
+  add(more) {
+    const ids = [...this.waiting(), ...more];
     const written = contents.bytes
-      ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(this.pending))
-      : this.pending.map((id) => contents.labels[id]).join("");
+      ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids))
+      : ids.map((id) => contents.labels[id]).join("");
     // A byte alone may be a part of a character: it waits for the rest, of which there are at most three.
-    if (contents.bytes && written.endsWith("\ufffd") && this.pending.length < 4) return;
-    this.pending = [];
+    const waits = contents.bytes && written.endsWith("\ufffd") && ids.length < 4;
+    this.pending = { ids: waits ? ids : [], text: state.text, at: state.at };
+    if (waits) return;
     const characters = Array.from(state.text);
     characters.splice(state.at, 0, ...Array.from(written));
     go({ text: characters.join(""), at: state.at + Array.from(written).length });
@@ -115,11 +123,14 @@ const expects = {
     this.writeButton.textContent = tokens > 1 ? "Stop" : "Write";
     let chunk = 1;
     try {
-      for (let left = tokens; left > 0 && this.writing === mine; ) {
-        const before = tokensOf(this.after()).ids, started = performance.now();
-        const ids = (before.length ? before : [contents.start]).slice(windowStart(before.length, contents.config.block_size));
-        const size = Math.min(left, chunk), draws = Array.from({ length: size }, Math.random);
-        const answer = await ask("write", { ...view.base, ids, ...this.sampling(), never: contents.unknown, count: size, draws });
+      const { block_size } = contents.config;
+      for (let left = tokens; (left > 0 || this.waiting().length) && this.writing === mine && state.text.length < MOST; ) {
+        const before = [...tokensOf(this.after()).ids, ...this.waiting()], started = performance.now();
+        const ids = (before.length ? before : [contents.start]).slice(windowStart(before.length, block_size));
+        // Not beyond the window at once: where it moves on, a patch has another place.
+        const size = Math.min(Math.max(left, 1), chunk, block_size - ids.length + 1), draws = Array.from({ length: size }, Math.random);
+        const base = { ...view.base, interventions: within(view.base.interventions, ids.length) };
+        const answer = await ask("write", { ...base, ids, ...this.sampling(), never: contents.unknown, count: size, draws });
         if (this.writing !== mine) return;
         this.add(answer.ids);
         left -= size;
@@ -127,6 +138,8 @@ const expects = {
         if (tokens > 1 && performance.now() - started < 25) chunk = Math.min(16, chunk + 1);
         else chunk = Math.max(1, chunk - 1);
       }
+    } catch (error) {
+      failed(error);
     } finally {
       if (this.writing === mine) this.stop();
     }

@@ -43,19 +43,31 @@ const guide = {
   },
 
   build() {
-    this.body = h("div", { className: "card" });
-    return h("div", { id: "guide-panel" }, this.body);
+    this.words = h("div", { "aria-live": "polite" });
+    this.dots = Array.from({ length: 5 }, () => h("a"));
+    [this.back, this.next] = ["Back", "Next"].map((name) => h("a", { className: "button" }, name));
+    const dots = h("ol", { className: "dots" }, this.dots.map((dot) => h("li", {}, dot)));
+    return h("div", { id: "guide-panel" },
+      h("div", { className: "card" }, this.words, h("div", { className: "foot" }, dots, this.back, this.next)));
   },
 
+  /** The links stay the same elements: whoever goes on by keyboard keeps the place. */
   draw() {
     const cards = this.cards(), card = state.card || 1, [title, words] = cards[card - 1];
+    this.dots.forEach((dot, i) => {
+      dot.href = this.link(i + 1);
+      dot.setAttribute("aria-label", `${i + 1}: ${cards[i][0]}`);
+      dot.setAttribute("aria-current", i + 1 === card ? "step" : "false");
+    });
+    for (const [link, to, other] of [[this.back, card - 1, this.next], [this.next, card + 1, this.back]]) {
+      const focused = link === document.activeElement;
+      link.hidden = !cards[to - 1];
+      if (!link.hidden) link.href = this.link(to);
+      else if (focused) other.focus();
+    }
     const key = JSON.stringify([card, title, words]);
-    const to = (number, name) => h("a", { href: this.link(number), className: "button" }, name);
-    const links = [card > 1 ? to(card - 1, "Back") : null, card < cards.length ? to(card + 1, "Next") : null];
-    const dots = h("ol", { className: "dots" }, cards.map(([name], i) => h("li", {}, h("a", { href: this.link(i + 1), "aria-label": `${i + 1}: ${name}`, "aria-current": i + 1 === card ? "step" : "false" }))));
-    if (this.key === key) return this.foot.replaceChildren(dots, ...links.filter(Boolean));
+    if (this.key === key) return;
     this.key = key;
-    this.foot = h("div", { className: "foot" }, dots, ...links.filter(Boolean));
-    this.body.replaceChildren(h("h3", {}, `${card}. ${title}`), ...words.map((it) => h("p", {}, it)), this.foot);
+    this.words.replaceChildren(h("h3", {}, `${card}. ${title}`), ...words.map((it) => h("p", {}, it)));
   },
 };

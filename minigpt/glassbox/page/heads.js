@@ -84,12 +84,20 @@ const heads = {
   },
 
   async compute(base) {
-    if (!base.ids.length) return;
+    if (!base.ids.length) return this.clear();
     const found = await ask("maps", { ...base, size: MAP });
     if (base !== view.base) return;
     this.maps = found;
     this.drawMaps();
     await this.drawChosen();
+  },
+
+  /** Of an empty text there is nothing to show. */
+  clear() {
+    this.maps = this.pattern = undefined;
+    for (const canvas of [this.canvas, ...[...this.cells.values()].map((cell) => cell.canvas)]) canvas.width = canvas.height = 1;
+    this.links.replaceChildren();
+    this.looks.replaceChildren();
   },
 
   drawMaps() {

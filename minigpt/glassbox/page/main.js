@@ -30,6 +30,8 @@ function current() {
 /** Change the state; the page and its link follow. */
 function go(changes) {
   Object.assign(state, changes);
+  state.text = tidy(state.text);
+  state.other = tidy(state.other);
   clearTimeout(go.timer); // browsers allow a link to change only so often
   go.timer = setTimeout(() => history.replaceState(null, "", asLink() === "#" ? location.pathname + location.search : asLink()), 250);
   return update();
@@ -62,6 +64,8 @@ async function update() {
     await painted();
     if (base !== view.base) return;
     await heads.compute(base);
+    if (base !== view.base) return;
+    if (prove.step !== state.step) await prove();
     if (shows("lens")) await lens.compute(base);
     if (shows("attribution")) await attribution.compute(base);
     if (shows("patching")) patching.draw();
@@ -93,7 +97,7 @@ async function readText(base) {
   const ids = base.ids.length ? base.ids : [contents.start], pieces = slow() ? Math.ceil(ids.length / 32) : 1;
   for (let i = 1; i <= pieces; i++) {
     const upTo = Math.round((ids.length * i) / pieces), started = performance.now();
-    const read = await ask("read", { ...base, ids: ids.slice(0, upTo) });
+    const read = await ask("read", { ...base, ids: ids.slice(0, upTo), interventions: within(base.interventions, upTo) });
     if (base !== view.base) return;
     view.read = read;
     readText.rate = Math.max((performance.now() - started) / upTo, (readText.rate ?? 0) * 0.9);
@@ -116,7 +120,7 @@ function failed(error) {
 
 /** Recompute what PyTorch computed when the page was made, and show how far the two lie apart. */
 async function prove() {
-  const badge = document.getElementById("badge"), { step } = state, { probe } = contents.models.find((it) => it.step === step);
+  const badge = document.getElementById("badge"), step = (prove.step = state.step), { probe } = contents.models.find((it) => it.step === step);
   if (backend !== engine) {
     badge.className = "good";
     badge.textContent = "computed by PyTorch";
@@ -169,18 +173,18 @@ function build() {
   });
   addEventListener("hashchange", () => {
     fromLink(location.hash);
-    update().then(prove).catch(failed);
+    update();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => heads.maps && (heads.drawMaps(), heads.drawChosen()));
 }
 
-/** Follow a run that is still training: its new frames and its curves, as they appear. */
+/** Follow a run that is still training: its new frames and its curves, as they appear; and what takes the server long. */
 async function follow() {
-  while (contents.live) {
+  while (contents.live || contents.pending) {
     await new Promise((resolve) => setTimeout(resolve, 2000));
     const newest = state.step === contents.models.at(-1).step;
     Object.assign(contents, await (await got("contents")).json());
-    if (newest && state.step !== contents.models.at(-1).step) await go({ step: contents.models.at(-1).step }).then(prove);
+    if (newest && state.step !== contents.models.at(-1).step) await go({ step: contents.models.at(-1).step });
     else time.draw();
   }
 }
@@ -190,7 +194,7 @@ function start(source) {
   backend = contents.compute === "page" ? engine : new Server();
   build();
   fromLink(location.hash);
-  update().then(prove).catch(failed);
+  update();
   follow().catch(failed);
 }
 

@@ -32,10 +32,10 @@ const occurrences = {
       const before = Array.from(place.before), at = before.length - place.distance;
       const shown = (characters) => characters.map(visible).join("");
       const looks = place.distance > 0 && at >= 0;
-      return h("li", { onclick: () => go({ text: place.before + place.token + place.after, at: before.length + 1, head: name, panel: "heads" }), title: "Look at it there" },
-        h("code", {}, ...(looks ? [shown(before.slice(0, at)), h("mark", {}, shown(before.slice(at, at + 1))), shown(before.slice(at + 1))] : [shown(before)]),
+      return h("li", {}, h("button", { title: "Look at it there",
+        onclick: () => go({ text: place.before + place.token + place.after, at: before.length + 1, head: name, panel: "heads" }) }, h("code", {}, ...(looks ? [shown(before.slice(0, at)), h("mark", {}, shown(before.slice(at, at + 1))), shown(before.slice(at + 1))] : [shown(before)]),
           h("b", {}, visible(place.token)), shown(Array.from(place.after))),
-        h("span", { className: "value" }, place.value.toFixed(2)));
+        h("span", { className: "value" }, place.value.toFixed(2))));
     }));
   },
 };

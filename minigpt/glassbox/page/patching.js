@@ -42,7 +42,8 @@ const patching = {
     const [here, there] = [last(await askLater("read", base)), last(await askLater("read", { ...base, ids }))];
     const top = (row) => row.reduce((best, value, i) => (value > row[best] ? i : best), 0);
     let [a, b] = [top(here), top(there)];
-    if (a === b) b = there.reduce((best, value, i) => (value - here[i] > there[best] - here[best] ? i : best), 0);
+    // If both answer alike: what the other text makes likelier most, beside that answer.
+    if (a === b) b = there.reduce((best, value, i) => (i !== a && (best === a || value - here[i] > there[best] - here[best]) ? i : best), a);
     const towards = (row) => row[b] - row[a], from = towards(here), whole = towards(there) - from;
     const first = base.ids.findIndex((id, i) => id !== ids[i]);
     this.found = { from: contents.labels[a], to: contents.labels[b], first, moved: [] };
@@ -57,7 +58,7 @@ const patching = {
         const moved = (towards(last(await askLater("read", { ...base, interventions: [...base.interventions, patch] }))) - from) / whole;
         if (this.key !== key) return;
         this.found.moved.at(-1).push(moved);
-        row.append(h("td", {}, h("button", { style: { backgroundColor: diverging(moved, 1) }, title: `${(100 * moved).toFixed(0)} % of the way`,
+        row.append(h("td", {}, h("button", { style: { backgroundColor: diverging(Math.max(-1, Math.min(1, moved)), 1.6) }, title: `${(100 * moved).toFixed(0)} % of the way`,
           "aria-label": `before block ${layer} at place ${position}: ${(100 * moved).toFixed(0)} percent`, onclick: () => go({ patch: `${layer}.${position}` }) },
           shown(moved))));
       }

@@ -23,9 +23,14 @@ function windowStart(length, block_size) {
   return length <= block_size ? 0 : Math.ceil((length - block_size) / stride) * stride;
 }
 
+const MOST = 5000; // UTF-16 units of the text: with more the page gets slow, and the model sees no more than its window
+
+/** Text as a text area and a link keep it: lines end in \n, no half of a surrogate pair is alone, and it isn't too long. */
+const tidy = (text) => text.replaceAll(/\r\n?/g, "\n").slice(0, MOST).replaceAll(/\p{Surrogate}/gu, "\ufffd");
+
 const DEPTHS = ["student", "projector", "researcher"];
 const DEFAULTS = {
-  text: contents?.text ?? "", at: -1, head: "", off: [], patch: "", other: "", chosen: "", against: "",
+  text: tidy(contents?.text ?? ""), at: -1, head: "", off: [], patch: "", other: "", chosen: "", against: "",
   temperature: 0.8, top_k: 0, top_p: 1, min_p: 0, step: contents?.main, depth: "student", panel: "guide", card: 1,
 };
 const state = { ...DEFAULTS };
@@ -45,7 +50,7 @@ function fromLink(hash) {
   const { n_layer, n_head } = contents.config;
   Object.assign(state, DEFAULTS, { off: [] });
   for (const [name, value] of new URLSearchParams(hash.slice(1))) {
-    if (!(name in DEFAULTS)) continue;
+    if (!Object.hasOwn(DEFAULTS, name)) continue;
     if (name === "off") state.off = [...new Set(value.split(","))].filter((part) => part && interventionOf(part));
     else if (typeof DEFAULTS[name] === "string") state[name] = value;
     else if (value !== "" && Number.isFinite(Number(value))) state[name] = Number(value);
@@ -61,8 +66,14 @@ function fromLink(hash) {
   for (const [name, least, most] of [["temperature", 0, 2], ["top_p", 0.01, 1], ["min_p", 0, 0.99]])
     state[name] = Math.min(most, Math.max(least, state[name]));
   state.top_k = Math.min(contents.labels.length, Math.max(0, Math.round(state.top_k)));
-  if (!(state.at >= 0 && state.at <= Array.from(state.text).length)) state.at = Array.from(state.text).length;
+  state.text = tidy(state.text);
+  state.other = tidy(state.other);
+  const { length } = Array.from(state.text);
+  if (!(Number.isInteger(state.at) && state.at >= 0 && state.at <= length)) state.at = length;
 }
+
+/** Those interventions that change something of the first n positions, and nothing behind them. */
+const within = (interventions, n) => interventions.filter((it) => !it.positions || it.positions.every((t) => t < n));
 
 /** What switches a part off, of its name in the link: h0.2 a head, f1 a feed-forward, a1 an attention, b1 a block. */
 function interventionOf(name) {

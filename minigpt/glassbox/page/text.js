@@ -9,7 +9,7 @@ const text = {
   build() {
     this.mirror = h("div", { className: "mirror", "aria-hidden": "true" });
     this.area = h("textarea", {
-      id: "text", spellcheck: false, rows: 1, autocapitalize: "off", autocomplete: "off",
+      id: "text", spellcheck: false, rows: 1, maxLength: MOST, autocapitalize: "off", autocomplete: "off",
       "aria-describedby": "text-says text-help",
       oninput: () => go({ text: this.area.value, at: this.caret(), head: state.head }),
       onmousemove: (event) => this.point(event),
@@ -62,6 +62,7 @@ const text = {
       warnings.push(`The model doesn't know ${[...unknown].slice(0, 8).map(visible).join(" ")}: it was never in its training text, and is left out.`);
     if (view.start > 0)
       warnings.push(`The model sees ${count(view.ids.length)} ${contents.unit}s at most: what is grey lies before its window.`);
+    if (state.text.length >= MOST) warnings.push(`The text is full: the page takes ${count(MOST)} characters.`);
     const warns = document.getElementById("text-warns");
     if (warns.textContent !== warnings.join(" ")) warns.textContent = warnings.join(" ");
   },
@@ -71,14 +72,14 @@ const text = {
     const { surprisal } = view.read, { characters, ends } = view.tokens;
     let sum = 0, known = 0;
     for (let i = 0, t = 0; i < characters.length; i++) {
-      let cost = 0, first = t === view.start;
+      let cost = 0, priced = t < ends[i]; // what the model doesn't know has no token
       for (; t < ends[i]; t++) {
         const nats = surprisal[t - view.start];
         if (Number.isFinite(nats)) cost += nats, sum += nats, known++;
-        else first = true;
+        else priced = false;
       }
-      this.shown[i].className = first ? "s0" : level(cost);
-      this.shown[i].dataset.nats = first ? "" : cost;
+      this.shown[i].className = priced ? level(cost) : "s0";
+      this.shown[i].dataset.nats = priced ? cost : "";
     }
     const says = known ? `${bits(sum / known)} bits a ${contents.unit} on average` : "Type something.";
     const changed = view.base.interventions.length && view.plain && known
@@ -103,6 +104,7 @@ const text = {
   /** What a character cost, and what was expected in its place. */
   about(i) {
     const t = (i ? view.tokens.ends[i - 1] : 0) - view.start, nats = this.shown[i].dataset.nats;
+    if (view.tokens.unknown.has(view.tokens.characters[i])) return ["The model doesn't know this character: it is left out."];
     if (t <= 0 || !nats) return ["Nothing comes before it in the window, so nothing predicts it."];
     const guesses = likeliest(view.read.logits, t - 1, 3);
     return [token(view.tokens.characters[i]), ` cost ${bits(Number(nats))} bits. Expected: `,

@@ -56,7 +56,7 @@ const time = {
     if (!kind) return;
     const points = history.map(({ step, scores }) => [this.x(step), 28 - 26 * (scores[kind][layer][head] ?? 0)]);
     this.spark.replaceChildren(s("path", { d: points.map(([x, y], j) => `${j ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join(""), class: "film", "vector-effect": "non-scaling-stroke" }), now(30));
-    const says = `Head ${name} ${KINDS[kind] ?? kind}: ${percent(last(kind))} of its attention at the end`;
+    const says = `Head ${name}, attention on the ${kind}: ${percent(last(kind))} at the end`;
     this.spark.setAttribute("aria-label", says);
     this.sparkSays.textContent = says;
   },
