@@ -35,4 +35,20 @@ def sines(session: Session) -> str:
 
 SINES = ((0, BLUE), (1, ORANGE))
 
-FIGURES: dict[str, Callable[[Session], str]] = {"07-sines.svg": sines}
+
+def alike(session: Session) -> str:
+    """How alike the places of a new model are after each block, with residuals and without."""
+    parts = [words(0, 16, "how alike two places are: the cosine of their streams, 1 is the same")]
+    for value in (0, 0.5, 1):
+        parts += [words(40, 214 - 160 * value, f"{value:g}", "end", "small")]
+        parts += [path([(50, 210 - 160 * value), (590, 210 - 160 * value)], width=0.3)]
+    named = ((False, ORANGE, "replaced", -8), (True, BLUE, "added", 4))
+    for added, colour, name, shift in named:
+        points = curve(50, 50, 540, 160, session["alike"][added], 0, 1)
+        parts += [path(points, colour, 2), words(600, points[-1][1] + shift, name, more=f'style="fill:{colour}"')]
+    parts += [words(50 + 45 * depth, 228, str(depth), "middle", "small") for depth in range(13)]
+    parts += [words(590, 246, "blocks", "end")]
+    return svg("Without residuals all places of a new model are alike after two blocks", 254, parts)
+
+
+FIGURES: dict[str, Callable[[Session], str]] = {"07-sines.svg": sines, "08-alike.svg": alike}
