@@ -51,4 +51,23 @@ def alike(session: Session) -> str:
     return svg("Without residuals all places of a new model are alike after two blocks", 254, parts)
 
 
-FIGURES: dict[str, Callable[[Session], str]] = {"07-sines.svg": sines, "08-alike.svg": alike}
+def training(session: Session) -> str:
+    """The loss of each step, ten steps in a point, with AdamW and with Muon."""
+    parts = [words(0, 16, "loss in training, in nats per character, the mean of ten steps each")]
+    for value in (1, 2, 3, 4):
+        parts += [words(40, 254 - 50 * value, f"{value}", "end", "small")]
+        parts += [path([(50, 250 - 50 * value), (600, 250 - 50 * value)], width=0.3)]
+    for (name, losses), colour in zip(session["curves"].items(), (ORANGE, BLUE), strict=True):
+        means = [sum(losses[i : i + 10]) / 10 for i in range(0, len(losses), 10)]
+        points = curve(50, 50, 550, 200, means, 0, 4)
+        parts += [path(points, colour, 2), words(608, points[-1][1] + 4, name, more=f'style="fill:{colour}"')]
+    parts += [words(50 + 550 * step / 200, 268, f"{step}", "middle", "small") for step in (0, 50, 100, 150, 200)]
+    parts += [words(600, 286, "steps", "end")]
+    return svg("The loss falls faster with Muon than with AdamW", 294, parts)
+
+
+FIGURES: dict[str, Callable[[Session], str]] = {
+    "07-sines.svg": sines,
+    "08-alike.svg": alike,
+    "09-training.svg": training,
+}
