@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigpt.course.drawing import BLUE, ORANGE, path, svg, words
+from minigpt.course.drawing import BLUE, ORANGE, box, path, shown, svg, words
 
 Session = dict[str, Any]
 
@@ -66,8 +66,24 @@ def training(session: Session) -> str:
     return svg("The loss falls faster with Muon than with AdamW", 294, parts)
 
 
+def temperature(session: Session) -> str:
+    """What is drawn from after some words, at three temperatures."""
+    by_temperature, vocabulary = session["by_temperature"], session["vocabulary"]
+    order = by_temperature[1.0].argsort(descending=True)[:16].tolist()
+    parts = []
+    for column, value in enumerate((0.5, 1.0, 2.0)):
+        left = 240 * column
+        parts += [words(left, 16, f"temperature {value:g}")]
+        for i, id_ in enumerate(order):
+            height = 500 * float(by_temperature[value][id_])
+            parts += [box(left + 13 * i, 170 - height, 11, height, BLUE, 0.75)]
+            parts += [words(left + 13 * i + 5.5, 184, shown(vocabulary[id_]), "middle", "mono small")]
+    return svg("The same answer at three temperatures, the likeliest characters first", 192, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {
     "07-sines.svg": sines,
     "08-alike.svg": alike,
     "09-training.svg": training,
+    "10-temperature.svg": temperature,
 }
