@@ -81,9 +81,20 @@ def temperature(session: Session) -> str:
     return svg("The same answer at three temperatures, the likeliest characters first", 192, parts)
 
 
+def halfway(session: Session) -> str:
+    """The probability of the right character after each half of each block."""
+    parts = [words(0, 16, "after 'the old queen sees the quiet q': how probable is u, if it ended here?")]
+    for i, (name, value) in enumerate(zip(session["names"], session["probability_of_u"], strict=True)):
+        y = 30 + 30 * i
+        parts += [words(120, y + 16, name, "end"), box(130, y, max(1.0, 480 * value), 22, BLUE, 0.75)]
+        parts += [words(138 + 480 * value, y + 16, f"{value:.2f}")]
+    return svg("The logit lens: where the answer comes in", 186, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {
     "07-sines.svg": sines,
     "08-alike.svg": alike,
     "09-training.svg": training,
     "10-temperature.svg": temperature,
+    "11-lens.svg": halfway,
 }
