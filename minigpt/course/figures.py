@@ -83,11 +83,21 @@ def averaging(session: Session) -> str:
     return svg("The weights of a mean of the past, for the first 8 positions", top + shown_positions * cell + 8, parts)
 
 
+def attention(session: Session) -> str:
+    """Where one head looks, on a line of text."""
+    cell, left, top = 15.0, 110.0, 40.0
+    line = session["line"]
+    parts = [words(left, 14, "looked at", kind="small"), words(left - 24, top + 10, "position", "end", "small")]
+    parts += heat(left, top, cell, session["pattern_TS"].tolist(), line, line)
+    return svg("The pattern of one head, trained for 300 steps", top + cell * len(line) + 8, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
     "01-surprise.svg": surprise,
     "02-windows.svg": windows,
     "03-gradients.svg": tables,
     "04-averaging.svg": averaging,
+    "05-attention.svg": attention,
 }
 if importlib.util.find_spec("minigpt.course.figures_later"):
     FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES
