@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigpt.course.drawing import BLUE, ORANGE, box, path, shown, svg, words
+from minigpt.course.lesson import lessons
 
 Session = dict[str, Any]
 
@@ -24,7 +25,10 @@ def sines(session: Session) -> str:
         y = 30 + 46 * row
         parts += [words(0, y + 22, f"2i = {2 * i}", kind="small")]
         parts += [path(curve(60, y, 270, 36, table_TC[:, 2 * i + odd].tolist(), -1, 1), c, 1.5) for odd, c in SINES]
-    parts += [words(60, 274, "sine", more=f'style="fill:{BLUE}"'), words(100, 274, "cosine", more=f'style="fill:{ORANGE}"')]
+    parts += [
+        words(60, 274, "sine", more=f'style="fill:{BLUE}"'),
+        words(100, 274, "cosine", more=f'style="fill:{ORANGE}"'),
+    ]
     parts += [words(390, 16, "how alike 10, 30 and 50 are to each place")]
     alike_TT = (table_TC @ table_TC.T).tolist()
     parts += [path(curve(390, 40, 300, 200, alike_TT[t], 0, 16), BLUE, 1.5) for t in (10, 30, 50)]
@@ -91,10 +95,23 @@ def halfway(session: Session) -> str:
     return svg("The logit lens: where the answer comes in", 186, parts)
 
 
+def ladder(session: Session) -> str:
+    """What each lesson reaches, on one scale."""
+    course = lessons()
+    parts = []
+    for i, lesson in enumerate(course):
+        y = 26 * i
+        parts += [words(300, y + 17, f"{lesson.number}  {lesson.rung}", "end")]
+        parts += [box(310, y + 2, 110 * lesson.nats, 20, ORANGE if lesson is course[-1] else BLUE, 0.75)]
+        parts += [words(318 + 110 * lesson.nats, y + 17, f"{lesson.nats:.2f}")]
+    return svg("What a character costs at the end of each lesson, in nats", 26 * len(course) + 6, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {
     "07-sines.svg": sines,
     "08-alike.svg": alike,
     "09-training.svg": training,
     "10-temperature.svg": temperature,
     "11-lens.svg": halfway,
+    "12-ladder.svg": ladder,
 }
