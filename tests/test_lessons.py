@@ -18,6 +18,7 @@ from minigpt.course.lesson import Lesson, lessons, run
 SLOW = {5, 6, 7, 8, 9, 11, 12}  # numbers of lessons whose code runs for more than 3 seconds
 LESSONS = [pytest.param(it, id=it.path.stem) for it in lessons()]
 RUNNING = [pytest.param(it, id=it.path.stem, marks=[pytest.mark.soak] if it.number in SLOW else []) for it in lessons()]
+PACKAGE = ROOT / "minigpt"
 SECTIONS = ["Predict", "Try it", "Build it", "What it is not", "Where we are"]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -105,7 +106,8 @@ def test_every_number_of_a_lesson_was_printed(lesson: Lesson) -> None:
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_links_and_pictures_of_a_lesson_are_there(lesson: Lesson) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", lesson.body):
-        assert (lesson.path.parent / target).exists() or target == "page.html", target
+        path = (lesson.path.parent / target).resolve()
+        assert (path.exists() and PACKAGE in path.parents) or target == "page.html", target  # it ships with the lesson
     images = re.findall(r"!\[([^]]*)\]\(\.\./figures/([^)]+)\)", lesson.body)
     assert {name for _, name in images} == {name for name in FIGURES if int(name[:2]) == lesson.number}
     for alternative, name in images:

@@ -92,12 +92,43 @@ def attention(session: Session) -> str:
     return svg("The pattern of one head, trained for 300 steps", top + cell * len(line) + 8, parts)
 
 
+def heads(session: Session) -> str:
+    """The same numbers in memory, read as heads in the right and in the wrong order."""
+    x_TC = session["x_TC"]
+    T, C = x_TC.shape
+    H = 2
+    D, cell = C // H, 40.0
+    colour_of = {x_TC[t, c].item(): (BLUE, ORANGE)[c // D] for t in range(T) for c in range(C)}
+
+    def row(numbers: list[int], x: float, y: float) -> list[str]:
+        parts = [box(x + i * cell, y, cell - 3, 28, colour_of[number], 0.4) for i, number in enumerate(numbers)]
+        return parts + [
+            words(x + (i + 0.5) * cell - 1.5, y + 19, str(number), "middle", "mono") for i, number in enumerate(numbers)
+        ]
+
+    parts = [words(20, 16, "in memory: three positions of four channels; blue belongs to head 0, orange to head 1")]
+    parts += row(x_TC.flatten().tolist(), 20, 26)
+    ways = {
+        "view(T, H, D), then transpose": x_TC.view(T, H, D).transpose(0, 1),
+        "view(H, T, D): mixed": x_TC.view(H, T, D),
+    }
+    for i, (name, x_HTD) in enumerate(ways.items()):
+        left = 90 + i * 340
+        parts.append(words(left, 94, name))
+        for h in range(H):
+            parts.append(words(left - 10, 126 + h * 106, f"head {h}", "end"))
+            for t in range(T):
+                parts += row(x_HTD[h, t].tolist(), left, 106 + h * 106 + t * 31)
+    return svg("Channels shared out to two heads, in the right and in the wrong order", 318, parts)
+
+
 FIGURES: dict[str, Callable[[Session], str]] = {  # by the file's name, which begins with the lesson's number
     "01-surprise.svg": surprise,
     "02-windows.svg": windows,
     "03-gradients.svg": tables,
     "04-averaging.svg": averaging,
     "05-attention.svg": attention,
+    "06-heads.svg": heads,
 }
 if importlib.util.find_spec("minigpt.course.figures_later"):
     FIGURES |= importlib.import_module("minigpt.course.figures_later").FIGURES

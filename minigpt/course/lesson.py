@@ -62,11 +62,16 @@ def run(lesson: Lesson) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """
     session: dict[str, Any] = {}
     outputs: list[tuple[str, str]] = []
-    with torch.random.fork_rng(devices=[]):
-        for block in BLOCK.finditer(lesson.body):
-            printed = io.StringIO()
-            code = compile(block[1], f"{lesson.path.name}, block {len(outputs) + 1}", "exec")
-            with contextlib.redirect_stdout(printed):
-                exec(code, session)
-            outputs.append((printed.getvalue(), block[2] or ""))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more are slower for models so small, and may round otherwise
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for block in BLOCK.finditer(lesson.body):
+                printed = io.StringIO()
+                code = compile(block[1], f"{lesson.path.name}, block {len(outputs) + 1}", "exec")
+                with contextlib.redirect_stdout(printed):
+                    exec(code, session)
+                outputs.append((printed.getvalue(), block[2] or ""))
+    finally:
+        torch.set_num_threads(threads)
     return session, outputs
