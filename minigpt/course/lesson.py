@@ -32,14 +32,14 @@ class Lesson:
 def read(path: Path) -> Lesson:
     """A lesson from its file: lines ``key: value``, an empty line, Markdown."""
     top, _, body = path.read_text(encoding="utf-8").partition("\n\n")
-    lines = (line.partition(": ") for line in top.splitlines())
+    lines = (line.partition(":") for line in top.splitlines())
     values = {key: value.strip() for key, _, value in lines}
     rung, _, nats = values["rung"].rpartition(", ")
     return Lesson(
         path,
         int(path.name[:2]),
         values["title"],
-        tuple(name.strip() for name in values["exercises"].split(",")),
+        tuple(name.strip() for name in values["exercises"].split(",") if name),  # the last lesson has none
         values["experiment"],
         rung,
         float(nats.removesuffix(" nats")),
