@@ -342,7 +342,12 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
 def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
     first = run_minigpt("learn")
     assert "0 of 12 lessons, 0 of 14 exercises" in first.out
-    assert "vocabulary: Right" in first.out
+    assert "Next: read lesson 1, What surprise costs" in first.out
+    assert "Why not count mistakes?" in run_minigpt("learn", "read", 1).out
+    assert run_minigpt("learn", "predict", 1, "more", "than", "guessing").code == 0
+    broken = run_minigpt("learn", "break", "random_text", 1)
+    assert broken.code == 0, broken.err
+    assert "vocabulary: Right" in run_minigpt("learn").out
     answer("attend", ATTEND.replace(" / math.sqrt(D)", ""))
     wrong = run_minigpt("learn", "check", "attend")
     assert wrong.code == 1
@@ -398,7 +403,9 @@ def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path,
     assert path.read_text() == damage
 
 
-LESSON = """# Lesson 5: Query, key, value
+LESSON = """title: Query, key, value
+
+# Lesson 5: Query, key, value
 
 See `learn break no_mask`.
 

@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One lesson: a text in Markdown.
+    """One lesson as a row of steps: its text is Markdown, under lines that :mod:`minigpt.course.lesson` reads.
 
     A section ``## Predict`` asks for a prediction. Each ``learn break NAME`` in the text is an experiment of it; where
     the text has ``learn train``, it ends with a training.
@@ -46,7 +46,7 @@ class Lesson:
 
     @cached_property
     def text(self) -> str:
-        return self.path.read_text(encoding="utf-8") if self.path else ""
+        return self.path.read_text(encoding="utf-8").partition("\n\n")[2] if self.path else ""  # see lesson.py
 
     @property
     def title(self) -> str:
