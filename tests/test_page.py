@@ -350,12 +350,13 @@ def test_pieces_of_words(open_page: Open, folder: Path, tmp_path: Path) -> None:
         library.pre_tokenizers.BertPreTokenizer(),
     )
     made.train_from_iterator(
-        [make_text(3000) + " ."],
+        [make_text(3000) + " ." * 9, " ".join(map(str, range(100, 900)))],
         library.trainers.BpeTrainer(
             vocab_size=300, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
         ),
     )
     tokenizer = BPETokenizer(made.to_str())
+    assert len(tokenizer.vocabulary) > 200  # more than have a bar
     text = "The c\u00e1t,  sat"
     parting = {"bpe": explain.merging(tokenizer), "unit": "piece"}
     small = pack(folder, tmp_path / "pieces.html", tokenizer, sharp=4, text=text, **parting)
@@ -384,6 +385,7 @@ def test_pieces_of_words(open_page: Open, folder: Path, tmp_path: Path) -> None:
     assert "Nothing comes before it" in page.inner_text("#tip")
     hover(page, 5)
     assert page.inner_text("#tip").startswith("c\u00e1t cost")
+    assert page.evaluate("tokenAt(view.tokens, 5)") == 1
     before = page.evaluate("state.text")
     page.click("#step")
     eventually(page, f"state.text.length > {len(before)} && expects.writing === null", True)
