@@ -153,7 +153,7 @@ def test_the_contents_are_the_run(page: Page, in_explained: Path) -> None:
         **dict.fromkeys(("live", "bytes"), "bool"),
         **dict.fromkeys(("config", "facts", "curves", "scores", "fires"), "dict"),
         **dict.fromkeys(("labels", "tensors", "models", "history", "samples", "embeds", "missing"), "list"),
-        "unknown": "NoneType",
+        **dict.fromkeys(("unknown", "bpe"), "NoneType"),
     }
     text = Path("text.txt").read_text()
     assert held["name"] == page.title.split(" · ")[0] == "tiny/version_0"

@@ -29,7 +29,7 @@ from minigpt.glassbox.lens import attribute, lens
 from minigpt.glassbox.trace import Intervention, Trace, observe, trace
 from minigpt.model import GPT, GPTConfig
 from minigpt.sampling import Sampling
-from minigpt.text.tokenizer import ByteTokenizer, CharTokenizer
+from minigpt.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BLOCK = 32
@@ -158,7 +158,7 @@ def expected_bars(read: Trace, t: int = -1, sampling: Sampling = DRAWN) -> dict[
 
 
 def shown(label: str) -> str:
-    return {" ": "·", "\n": "↵", "\\x0a": "↵"}.get(label, label)
+    return {" ": "·", "\n": "↵", "\\x0a": "↵"}.get(label, label.replace("</w>", "·"))
 
 
 def assert_bars(page: Any, wanted: dict[str, tuple[float, float]]) -> None:
@@ -203,7 +203,7 @@ def pack(folder: Path, path: Path, tokenizer: CharTokenizer, sharp: float = 1, *
     found |= {
         "labels": [tokenizer.label(i) for i in range(size)],
         "unknown": tokenizer.unknown,
-        "start": tokenizer.vocabulary.index(tokenizer.start),
+        "start": int(tokenizer.encode(tokenizer.start)[0]),
         "config": found["config"] | {"vocab_size": size},
         "tensors": [[name, list(weight.shape)] for name, weight in gpt.state_dict().items()],
         "models": [{"step": found["main"], "probe": explain.probe(gpt, np.arange(8) % size)}],
@@ -340,6 +340,58 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
     assert len(ids) > 3  # else this shows nothing
     assert page.evaluate("after") == [ids[:i] for i in range(2, len(ids))]
     assert page.evaluate("state.text").encode() == bytes(ids).decode("utf-8", "replace").encode()
+
+
+def test_pieces_of_words(open_page: Open, folder: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    made.normalizer, made.pre_tokenizer = (
+        library.normalizers.BertNormalizer(),
+        library.pre_tokenizers.BertPreTokenizer(),
+    )
+    made.train_from_iterator(
+        [make_text(3000) + " ." * 9, " ".join(map(str, range(100, 900)))],
+        library.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+        ),
+    )
+    tokenizer = BPETokenizer(made.to_str())
+    assert len(tokenizer.vocabulary) > 200  # more than have a bar
+    text = "The c\u00e1t,  sat"
+    parting = {"bpe": explain.merging(tokenizer), "unit": "piece"}
+    small = pack(folder, tmp_path / "pieces.html", tokenizer, sharp=4, text=text, **parting)
+    page = open_page(tmp_path / "pieces.html")
+
+    def check(text: str) -> None:
+        settle(page)
+        read = trace(small, text)
+        found = {i: nats for i, nats in enumerate(prices(page)) if not math.isnan(nats)}
+        np.testing.assert_allclose([*found.values()], read.nats.numpy()[1:], atol=5e-5)
+        colours = page.eval_on_selector_all(".mirror span[data-i]", "them => them.map((it) => it.className)")
+        for end in found:  # all of a piece has the colour of its price
+            start = page.evaluate(f"view.tokens.firstOf[view.tokens.ends[{end}] - 1]")
+            assert len(set(colours[start : end + 1])) == 1
+        assert page.evaluate("view.tokens.ids") == read.ids_BT.tolist()
+        wanted = expected_bars(read)
+        likeliest = sorted(wanted, key=lambda label: -wanted[label][0])[:200]
+        assert list(bars(page)) == likeliest
+
+    assert page.get_attribute("#badge", "class") == "good"
+    check(text)
+    page.focus("#text")
+    page.keyboard.type(" on the m")
+    check(text + " on the m")
+    hover(page, 1)  # in the middle of a piece
+    assert "Nothing comes before it" in page.inner_text("#tip")
+    hover(page, 5)
+    assert page.inner_text("#tip").startswith("c\u00e1t cost")
+    assert page.evaluate("tokenAt(view.tokens, 5)") == 1
+    before = page.evaluate("state.text")
+    page.click("#step")
+    eventually(page, f"state.text.length > {len(before)} && expects.writing === null", True)
+    written = page.evaluate("state.text")
+    assert re.fullmatch(re.escape(before) + r" \S+ ", written)  # a whole word, however many pieces it has
+    check(written)
 
 
 def test_hovering_shows_prices_and_sources(open_page: Open, model: Any) -> None:

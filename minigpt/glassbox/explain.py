@@ -51,8 +51,8 @@ Precision = Literal["float16", "float32"]
 KIND = "page"  # as its signature names it
 # In this order they make one script.
 SCRIPTS = (
-    *("engine.js", "worker.js", "draw.js", "state.js", "backend.js", "text.js", "expects.js", "heads.js", "time.js"),
-    *("lens.js", "attribution.js", "patching.js", "occurrences.js", "guide.js", "main.js"),
+    *("engine.js", "worker.js", "draw.js", "pieces.js", "state.js", "backend.js", "text.js", "expects.js", "heads.js"),
+    *("time.js", "lens.js", "attribution.js", "patching.js", "occurrences.js", "guide.js", "main.js"),
 )
 # A window of 256 tokens takes the page's engine half a second in a model of this size, and with its film in float16
 # the file has 70 MB. Beyond, the page is no longer alive, and few will mail it.
@@ -140,8 +140,14 @@ def contents(
     except UserError as error:
         if corpus:
             raise
-        say(f"What is measured on the corpus is left out. {error} Where it lies now is told with --corpus")
-        missing.append("The corpus wasn't at hand: there is no loss, and nothing of what the heads look at in it.")
+        if found["bpe"]:
+            missing.append(
+                "A tokenizer of word pieces loses a part of a text, so nothing is measured on one: there is no loss, "
+                "nothing of what the heads look at, and no samples."
+            )
+        else:
+            say(f"What is measured on the corpus is left out. {error} Where it lies now is told with --corpus")
+            missing.append("The corpus wasn't at hand: there is no loss, and nothing of what the heads look at in it.")
     else:
         loss, interval = mean_and_interval(validation.nats)
         bits = loss / nats_per_bit(validation)
@@ -154,7 +160,7 @@ def contents(
             found |= excerpts(model, validation, texts, say)
             embeds = embedded(found["text"], found["fires"], found["samples"])
     if not isinstance(tokenizer, ByteTokenizer):
-        embeds.append(f"The vocabulary: each of the {len(tokenizer.vocabulary)} characters that the model knows.")
+        embeds.append(f"The vocabulary: each of the {len(tokenizer.vocabulary)} {found['unit']}s that the model knows.")
     embeds.append("The weights: what the model has learned by heart, it can write.")
     say("Rounding the weights")
     ids, main = tokenizer.encode(found["text"])[:PROBE], found["main"]
@@ -183,31 +189,57 @@ def described(model: Traceable, checkpoint: dict[str, Any], path: Path, version:
     """What the model of a checkpoint is.
 
     Raises:
-        UserError: the page can't part a text as its tokenizer does.
+        UserError: the page can't part a text as its tokenizer does, see :func:`merging`.
     """
-    if isinstance(model.tokenizer, BPETokenizer):
-        raise UserError(
-            "The model reads pieces of words; the page parts what you type into characters or bytes only. To look "
-            "inside such a model there is trace: see docs/glassbox.md."
-        )
     tokenizer, folder = model.tokenizer, RunFolder.of(path)
-    is_byte = isinstance(tokenizer, ByteTokenizer)
+    is_byte, bpe = isinstance(tokenizer, ByteTokenizer), None
+    if isinstance(tokenizer, BPETokenizer):
+        bpe = merging(tokenizer)
     return {
         "format": 1,
         "version": version,
         "name": f"{folder.name}/{folder.path.name}" if folder else path.stem,
         "checkpoint": path.name,
-        "unit": "byte" if is_byte else "character",
+        "unit": "piece" if bpe else "byte" if is_byte else "character",
         "compute": "page",
         "live": False,
         "config": dataclasses.asdict(model.gpt.config),
         "parameters": parameters_of(model.gpt),
         "labels": [tokenizer.label(i) for i in range(len(tokenizer.vocabulary))],
         "bytes": is_byte,
+        "bpe": bpe,
         "unknown": tokenizer.unknown,
         "start": int(tokenizer.encode(tokenizer.start)[0]),
         "main": checkpoint["global_step"],
     }
+
+
+def merging(tokenizer: BPETokenizer) -> dict[str, Any]:
+    """How the page parts a text into pieces, by ``page/pieces.js``: the pairs in the order in which they are merged,
+    and the pieces that are found as they stand.
+
+    Raises:
+        UserError: the tokenizer works otherwise than GPT-1's.
+    """
+    file = json.loads(tokenizer.source)
+    model, added = file["model"], file.get("added_tokens") or []
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    unset = ("continuing_subword_prefix", "dropout", "fuse_unk", "byte_fallback", "ignore_merges")
+    plain = ("single_word", "lstrip", "rstrip", "normalized")
+    is_like_gpt1 = {
+        "normalizer": file.get("normalizer") in [normalizer | {"strip_accents": it} for it in (None, True)],
+        "pre_tokenizer": file.get("pre_tokenizer") == {"type": "BertPreTokenizer"},
+        "end_of_word_suffix": model.get("end_of_word_suffix") == "</w>",
+        **{name: not model.get(name) for name in unset},
+        "added_tokens": not any(it.get(name) for it in added for name in plain),
+    }
+    if differs := [name for name, is_like in is_like_gpt1.items() if not is_like]:
+        raise UserError(
+            f"The model's tokenizer of word pieces differs from GPT-1's in {', '.join(differs)}, and the page parts "
+            "what you type as GPT-1's does. To look inside such a model there is trace: see docs/glassbox.md."
+        )
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    return {"merges": pairs, "added": [it["content"] for it in added]}
 
 
 def facts(model: Traceable, checkpoint: dict[str, Any], rows: list[dict[str, str]]) -> dict[str, Any]:

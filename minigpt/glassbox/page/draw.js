@@ -27,6 +27,7 @@ const WHITE = { " ": "·", "\n": "↵", "\t": "→", "\\x0a": "↵" };
 /** A token as it is shown: white space can be seen, and what has no picture of its own shows its number. */
 function visible(label) {
   if (label in WHITE) return WHITE[label];
+  if (contents.bpe && label.endsWith(WORD_END)) return visible(label.slice(0, -WORD_END.length)) + "·";
   if (/^\p{M}+$/u.test(label)) return "◌" + label;
   if (!/^[\p{C}\p{Z}]+$/u.test(label)) return label;
   return Array.from(label, (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")).join(" ");

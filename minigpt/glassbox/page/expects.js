@@ -7,32 +7,17 @@ const SLIDERS = [
   ["min_p", "min-p", 0, 0.99, 0.01, "only those with this part of the likeliest's probability"],
 ];
 
+const MOST_BARS = 200; // of pieces of words, of which there may be 40,000
+const MOST_PIECES = 20; // of a word that is written
+
 const expects = {
-  bars: [], // of each token of the vocabulary
+  bars: [], // of each token of the vocabulary that was shown
   writing: null,
-  pending: { ids: [] }, // bytes that are not yet a character, and of which state
+  pending: { ids: [] }, // bytes that are not yet a character, or pieces that are not yet a word, and of which state
 
   build() {
-    this.list = h("ol", { className: "bars", "aria-label": "All characters by probability", tabIndex: 0 });
-    this.bars = contents.labels.map((label, id) => {
-      const bar = h("i", { className: "model" }),
-        drawn = h("i", { className: "drawn" });
-      const value = h("span", { className: "value" });
-      return {
-        id,
-        bar,
-        drawn,
-        value,
-        row: h(
-          "li",
-          { onclick: () => this.add([id]), title: "Write this one" },
-          h("code", {}, visible(label)),
-          h("span", { className: "track" }, bar, drawn),
-          value,
-        ),
-      };
-    });
-    this.list.append(...this.bars.map(({ row }) => row));
+    const shown = wordPieces ? "The likeliest pieces" : "All characters";
+    this.list = h("ol", { className: "bars", "aria-label": `${shown} by probability`, tabIndex: 0 });
     this.sliders = SLIDERS.map(([name, label, least, most, step, title]) => {
       const output = h("output", { for: `slider-${name}` });
       const input = h("input", {
@@ -91,6 +76,22 @@ const expects = {
     );
   },
 
+  /** The bar of a token. */
+  barOf(id) {
+    if (this.bars[id]) return this.bars[id];
+    const bar = h("i", { className: "model" }),
+      drawn = h("i", { className: "drawn" });
+    const value = h("span", { className: "value" });
+    const row = h(
+      "li",
+      { onclick: () => this.add([id]), title: "Write this one" },
+      h("code", {}, visible(contents.labels[id])),
+      h("span", { className: "track" }, bar, drawn),
+      value,
+    );
+    return (this.bars[id] = { bar, drawn, value, row });
+  },
+
   /** The position whose logits the bars show, in the window; below 0 where there is none. */
   position() {
     return (state.at ? view.tokens.ends[state.at - 1] : 0) - 1 - view.start;
@@ -143,8 +144,9 @@ const expects = {
     const logits = this.logits(),
       plain = probabilities(logits),
       drawn = probabilities(logits, this.sampling());
-    const order = [...this.bars].sort((a, b) => logits[b.id] - logits[a.id] || a.id - b.id),
-      most = Math.max(...plain, ...drawn);
+    const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b),
+      most = Math.max(plain[order[0]], drawn[order[0]]); // what is drawn from has the same likeliest
+    if (wordPieces) order.length = Math.min(order.length, MOST_BARS);
     const [first] = order;
     const after = view.tokens.ids.length
       ? contents.labels[view.tokens.ids[t + view.start]]
@@ -153,10 +155,11 @@ const expects = {
       "After ",
       token(after),
       " the model expects ",
-      token(contents.labels[first.id]),
-      ` (${percent(plain[first.id])}).`,
+      token(contents.labels[first]),
+      ` (${percent(plain[first])}).`,
     );
-    order.forEach(({ id, bar, drawn: other, value, row }, i) => {
+    order.forEach((id, i) => {
+      const { bar, drawn: other, value, row } = this.barOf(id);
       if (this.list.children[i] !== row) this.list.insertBefore(row, this.list.children[i] ?? null);
       bar.style.width = `${(100 * plain[id]) / most}%`;
       other.style.width = `${(100 * drawn[id]) / most}%`;
@@ -164,9 +167,11 @@ const expects = {
       if (value.textContent !== says) value.textContent = says;
       row.classList.toggle("never", drawn[id] === 0);
     });
+    while (this.list.children.length > order.length) this.list.lastChild.remove();
   },
 
-  /** The bytes that wait for the rest of their character, if the cursor still stands where they belong. */
+  /** The bytes that wait for the rest of their character, or the pieces for that of their word, if the cursor still
+   * stands where they belong. */
   waiting() {
     const { ids, text, at } = this.pending;
     return text === state.text && at === state.at ? ids : [];
@@ -174,6 +179,7 @@ const expects = {
 
   /** Put tokens in at the cursor. */
   add(more) {
+    if (wordPieces) return this.addPieces([...this.waiting(), ...more]);
     const ids = [...this.waiting(), ...more];
     const written = contents.bytes
       ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids))
@@ -181,10 +187,24 @@ const expects = {
     // A byte alone may be a part of a character: it waits for the rest, of which there are at most three.
     const waits = contents.bytes && written.endsWith("\ufffd") && ids.length < 4;
     this.pending = { ids: waits ? ids : [], text: state.text, at: state.at };
-    if (waits) return;
+    if (!waits) this.insert(written);
+  },
+
+  insert(written) {
     const characters = Array.from(state.text);
     characters.splice(state.at, 0, ...Array.from(written));
     go({ text: characters.join(""), at: state.at + Array.from(written).length });
+  },
+
+  /** Whole words are put in. The pieces of one that has no end yet wait for it: alone they would be read as a word. */
+  addPieces(more) {
+    const ids = more.filter((id) => id !== contents.unknown), // which is no text
+      words = ids.findLastIndex((id) => contents.labels[id].endsWith(WORD_END)) + 1,
+      whole = ids.length - words < MOST_PIECES ? words : ids.length;
+    const written = ids.slice(0, whole).map((id) => pieceText(contents.labels[id]));
+    // A piece begins a new word, for what stands before the cursor is read as whole ones.
+    if (whole) this.insert((/\S$/u.test(this.after()) ? " " : "") + written.join(""));
+    this.pending = { ids: ids.slice(whole), text: state.text, at: state.at };
   },
 
   /** Write so many tokens, or until it is stopped; a few at a time, as many as a frame of the screen leaves time for. */

@@ -2,8 +2,12 @@
 
 const contents = typeof document === "undefined" ? null : JSON.parse(document.getElementById("contents").textContent);
 
-/** The text as tokens: `ids`, of each token the character it belongs to, and of each character where its tokens end. */
+const wordPieces = contents?.bpe ? new Pieces(contents.bpe, contents.labels, contents.unknown) : null;
+
+/** The text as tokens: `ids`, of each token the character it belongs to, and of each character where its tokens end.
+ * A piece of a word belongs to the last of its characters; `firstOf` is the first. */
 function tokensOf(text) {
+  if (wordPieces) return tokensOfPieces(text);
   const ids = [],
     characterOf = [],
     ends = [],
@@ -16,8 +20,27 @@ function tokensOf(text) {
     else for (const id of found) (ids.push(id), characterOf.push(i));
     ends.push(ids.length);
   });
-  return { ids, characterOf, ends, unknown, characters };
+  return { ids, characterOf, firstOf: characterOf, ends, unknown, characters };
 }
+
+function tokensOfPieces(text) {
+  const found = wordPieces.read(text),
+    characters = Array.from(text),
+    unknown = new Set();
+  let end = 0,
+    read = 0; // characters that a piece has taken in
+  const ends = characters.map((character, i) => {
+    for (; found[end]?.last === i; end++) read = i + 1;
+    const taken = i < read || found[end]?.first <= i;
+    if (!taken && contents.unknown === null && !/\p{White_Space}/u.test(character)) unknown.add(character);
+    return end;
+  });
+  const of = (name) => found.map((piece) => piece[name]);
+  return { ids: of("id"), characterOf: of("last"), firstOf: of("first"), ends, unknown, characters };
+}
+
+/** The token that a character belongs to: the piece around it, or else the last one that ends with it or before. */
+const tokenAt = ({ ends, firstOf }, i) => (firstOf[ends[i]] <= i ? ends[i] : ends[i] - 1);
 
 const idOf = new Map(contents?.labels.map((label, id) => [label, id]));
 

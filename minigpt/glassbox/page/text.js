@@ -43,7 +43,7 @@ const text = {
       h(
         "p",
         { id: "text-help", className: "unseen" },
-        "Each character is coloured by how much it surprised the model.",
+        `Each ${contents.unit} is coloured by how much it surprised the model.`,
       ),
       h("div", { className: "editor" }, this.mirror, this.area),
       h("p", { id: "text-warns", className: "warns", role: "status" }),
@@ -65,12 +65,13 @@ const text = {
 
   /** The characters, those that the model sees and those before its window. */
   drawCharacters() {
-    const { characters, ends, unknown } = view.tokens;
+    const { characters, unknown } = view.tokens;
     for (let i = 0; i < characters.length; i++) {
       const it = this.shown[i] ?? (this.shown[i] = this.mirror.appendChild(h("span")));
       if (it.textContent !== characters[i]) it.textContent = characters[i];
       const blank = { " ": "space", "\n": "line-end", "\t": "tab" }[characters[i]] ?? "";
-      const place = ends[i] <= view.start ? "past" : unknown.has(characters[i]) ? "strange" : "";
+      const isPast = tokenAt(view.tokens, i) < view.start && (view.start || !wordPieces);
+      const place = isPast ? "past" : unknown.has(characters[i]) ? "strange" : "";
       it.dataset.i = i;
       it.dataset.kind = `${blank} ${place}`;
     }
@@ -91,21 +92,23 @@ const text = {
     if (warns.textContent !== warnings.join(" ")) warns.textContent = warnings.join(" ");
   },
 
-  /** The colours of surprise, as far as they are computed. */
+  /** The colours of surprise, as far as they are computed. The price of a piece of a word stands at its last character;
+   * all of its characters have the colour of it, so that a word is as orange as it is dear. */
   drawSurprisal() {
     const { surprisal } = view.read,
-      { characters, ends } = view.tokens;
+      { characters, firstOf, ends } = view.tokens;
     let sum = 0,
       known = 0;
     for (let i = 0, t = 0; i < characters.length; i++) {
       let cost = 0,
         priced = t < ends[i]; // what the model doesn't know has no token
+      let first = Math.min(i, firstOf[t] ?? i);
       for (; t < ends[i]; t++) {
         const nats = surprisal[t - view.start];
         if (Number.isFinite(nats)) ((cost += nats), (sum += nats), known++);
         else priced = false;
       }
-      this.shown[i].className = priced ? level(cost) : "s0";
+      for (first = priced ? first : i; first <= i; first++) this.shown[first].className = priced ? level(cost) : "s0";
       this.shown[i].dataset.nats = priced ? cost : "";
     }
     const says = known ? `${bits(sum / known)} bits a ${contents.unit} on average` : "Type something.";
@@ -127,19 +130,21 @@ const text = {
     if (i === this.looked) return;
     this.looked = i;
     tip.show(i === null ? null : this.shown[i], () => this.about(i));
-    heads.look(i === null || !view.read ? null : view.tokens.ends[i] - 1 - view.start);
+    heads.look(i === null || !view.read ? null : tokenAt(view.tokens, i) - view.start);
   },
 
   /** What a character cost, and what was expected in its place. */
   about(i) {
-    const t = (i ? view.tokens.ends[i - 1] : 0) - view.start,
-      nats = this.shown[i].dataset.nats;
-    if (view.tokens.unknown.has(view.tokens.characters[i]))
-      return ["The model doesn't know this character: it is left out."];
+    const { characters, characterOf, firstOf, unknown, ends } = view.tokens;
+    if (unknown.has(characters[i])) return ["The model doesn't know this character: it is left out."];
+    const first = i && ends[i - 1], // of the tokens of this character, or the piece around it
+      t = first - view.start;
+    if (wordPieces && !(firstOf[first] <= i)) return ["It belongs to no piece: the model doesn't see it."];
+    const nats = this.shown[characterOf[first]]?.dataset.nats;
     if (t <= 0 || !nats) return ["Nothing comes before it in the window, so nothing predicts it."];
     const guesses = likeliest(view.read.logits, t - 1, 3);
     return [
-      token(view.tokens.characters[i]),
+      token(characters.slice(firstOf[first], characterOf[first] + 1).join("")),
       ` cost ${bits(Number(nats))} bits. Expected: `,
       guesses.flatMap(([id, p]) => [token(contents.labels[id]), ` ${percent(p)} `]),
     ];
