@@ -339,6 +339,7 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
 """
 
 
+@pytest.mark.soak
 def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
     first = run_minigpt("learn")
     assert "0 of 12 lessons, 0 of 14 exercises" in first.out

@@ -329,7 +329,7 @@ def test_the_page_and_its_weights(ask: Ask, shown: explore.Shown) -> None:
     assert contents["scores"]["rows"]
     steps = [0, 1, 2, 4, 8, 16, 24]
     assert [model["step"] for model in contents["models"]] == [*steps]
-    assert [seen["step"] for seen in contents["history"]] == steps[:-1]  # in the last's place is the main model
+    assert [seen["step"] for seen in contents["history"]] == steps
     status, weights = ask("/weights/24")
     sizes = [int(np.prod(shape)) for _, shape in contents["tensors"]]
     found = np.split(np.frombuffer(weights, "<f4"), np.cumsum(sizes)[:-1])

@@ -262,6 +262,7 @@ def hover(page: Any, i: int) -> None:
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
+@pytest.mark.soak
 def test_a_long_text_slides_and_a_huge_one_is_cut(open_page: Open, model: Any) -> None:
     text = make_text(100, seed=2)
     page = open_page(link={"text": text})
@@ -307,6 +308,7 @@ COPY = """(text) => {
 }"""
 
 
+@pytest.mark.soak
 def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     small = pack(folder, tmp_path / "bytes.html", tokenizer, sharp=4, bytes=True, unit="byte", text="né\U0001f600!")
@@ -342,6 +344,7 @@ def test_bytes_of_characters(open_page: Open, folder: Path, tmp_path: Path) -> N
     assert page.evaluate("state.text").encode() == bytes(ids).decode("utf-8", "replace").encode()
 
 
+@pytest.mark.soak
 def test_pieces_of_words(open_page: Open, folder: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("tokenizers")
     made = library.Tokenizer(library.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
@@ -464,6 +467,7 @@ def test_what_the_text_costs_without_a_head(open_page: Open, model: Any) -> None
     assert f"{changed:+.2f} by your changes".replace("-", "\u2212") in page.inner_text("#text-says")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": 0.0}, {"temperature": 1.5, "top_k": 3}, {"top_p": 0.6}, {"min_p": 0.35, "temperature": 0.5}],
@@ -564,6 +568,7 @@ def test_lens_and_attribution(open_page: Open, model: Any) -> None:
     eventually(page, "[state.head, state.panel].join()", "1.0,heads")
 
 
+@pytest.mark.soak
 def test_patching(open_page: Open, model: Any) -> None:
     other = TEXT[:-2] + "ow"
     page = open_page(link={"text": TEXT, "depth": "researcher", "panel": "patching"})
@@ -604,6 +609,7 @@ def test_patching(open_page: Open, model: Any) -> None:
     assert_prices(page, trace(model, TEXT))
 
 
+@pytest.mark.soak
 def test_places_and_copied_passages(open_page: Open, folder: Path, tmp_path: Path) -> None:
     page = open_page(link={"depth": "researcher", "panel": "occurrences", "head": "1.1"})
     place = contents_of(folder / "page.html")["fires"]["1.1"][0]
@@ -698,6 +704,7 @@ STATES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("wanted", STATES, ids=lambda it: ",".join(it) or "first")
 def test_a_link_opened_anew_shows_the_same(open_page: Open, wanted: dict[str, Any]) -> None:
     page = open_page(link=wanted)
@@ -720,6 +727,7 @@ def test_a_link_opened_anew_shows_the_same(open_page: Open, wanted: dict[str, An
         page.wait_for_timeout(50)
 
 
+@pytest.mark.soak
 def test_nonsense_in_a_link_is_ignored(open_page: Open) -> None:
     first = open_page().evaluate("state")
     nonsense = (
@@ -737,6 +745,7 @@ def test_nonsense_in_a_link_is_ignored(open_page: Open) -> None:
     assert [found[name] for name in ("temperature", "top_k", "top_p", "min_p")] == [2, 17, 0.01, 0.99]
 
 
+@pytest.mark.soak
 def test_the_guide_by_keyboard(open_page: Open, folder: Path) -> None:
     page, steps = open_page(link={"text": TEXT}), explain_steps(folder)
     first = page.evaluate("state")
@@ -795,6 +804,7 @@ FOCUSED = """() => {
 }"""
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "link",
     [
@@ -831,6 +841,7 @@ SMALL = """() => [...document.querySelectorAll("#middle *, #expects-panel *, #te
   .filter((it) => parseFloat(getComputedStyle(it).fontSize) < 24).map((it) => it.outerHTML.slice(0, 90))"""
 
 
+@pytest.mark.soak
 def test_a_projector(open_page: Open) -> None:
     page = open_page(
         link={"depth": "projector", "panel": "expects", "text": TEXT}, viewport={"width": 1280, "height": 720}
@@ -888,6 +899,7 @@ LOST = """() => [...document.querySelectorAll("a[href], button, textarea, input,
 }).map((it) => it.outerHTML.slice(0, 150))"""
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("screen", SCREENS, ids=lambda it: str(it["viewport"]["width"]))
 def test_it_fits_the_screen(open_page: Open, screen: dict[str, Any]) -> None:
     page = open_page(**screen)
@@ -902,6 +914,7 @@ def test_it_fits_the_screen(open_page: Open, screen: dict[str, Any]) -> None:
         assert lost == [], link
 
 
+@pytest.mark.soak
 def test_colours_and_motion_as_one_likes(open_page: Open) -> None:
     def seen(page: Any, selector: str, style: str) -> str:
         return page.eval_on_selector(selector, f"(it) => getComputedStyle(it).{style}")
@@ -932,6 +945,7 @@ AXE = """async (rules) => {
 CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("screen", "rules"),
     [({}, {}), ({"color_scheme": "dark"}, {"runOnly": ["color-contrast"]}), (SCREENS[1], CONTRAST)],
@@ -954,6 +968,7 @@ def test_axe_finds_nothing(
     assert found == {}
 
 
+@pytest.mark.soak
 def test_figures_and_numbers_can_be_taken_away(open_page: Open, model: Any) -> None:
     page, read = (
         open_page(link={"text": TEXT, "depth": "researcher", "panel": "heads", "head": "1.0"}),
