@@ -172,6 +172,7 @@ def test_a_reader_that_leaves_lets_the_run_save_and_stop(workplace: Path, lines:
     assert read_checkpoint(OLD.last)["global_step"] > 0
 
 
+@pytest.mark.soak
 def test_a_full_log_file_ends_no_training(workplace: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")

@@ -166,6 +166,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
         yield dict(zip(runs, results, strict=True))
 
 
+@pytest.mark.soak
 def test_two_processes_train_as_one(workplace: Path) -> None:
     """To rounding: they share each batch, and their gradients are averaged."""
     assert run_minigpt("fit", *CONFIG, *EXACT, "--name", "one").code == 0

@@ -254,9 +254,9 @@ def test_every_activation_is_that_of_model_py(in_float64: None) -> None:
     ("norm", "positions", "n_head", "block_size", "precision"),
     [
         ("post", "learned", 1, 14, "float32"),
-        ("post", "sinusoidal", 2, 16, "float16"),
-        ("pre", "learned", 4, 14, "float16"),
-        ("pre", "sinusoidal", 2, 23, "float32"),
+        pytest.param("post", "sinusoidal", 2, 16, "float16", marks=pytest.mark.soak),
+        pytest.param("pre", "learned", 4, 14, "float16", marks=pytest.mark.soak),
+        pytest.param("pre", "sinusoidal", 2, 23, "float32", marks=pytest.mark.soak),
     ],
 )
 def test_every_request_is_answered_as_python_would(

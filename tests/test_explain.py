@@ -195,7 +195,7 @@ def test_the_contents_are_the_run(page: Page, in_explained: Path) -> None:
     assert f"{Path('page.html').stat().st_size / 1e6:.1f} MB" in out
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("float32", marks=pytest.mark.soak)])
 def test_the_page_has_the_weights_and_what_they_give(
     precision: str, in_explained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

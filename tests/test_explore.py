@@ -309,6 +309,7 @@ REQUESTS = st.builds(
 )
 
 
+@pytest.mark.soak
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["/compute", "/compute", "/copied", "/where"]), REQUESTS | VALUES | st.binary())
 def test_no_request_makes_it_fail(ask: Ask, path: str, body: Any) -> None:

@@ -90,7 +90,7 @@ def test_a_window_of_sines_grows(in_library: Path) -> None:
     assert "Positions" not in result.out
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.soak)])
 def test_what_is_frozen_stays_and_a_run_that_was_stopped_ends_in_the_same_bits(
     in_library: Path, optimizer: str
 ) -> None:
