@@ -15,7 +15,6 @@ PICTURES = {
     "page": "#depth=researcher&panel=heads&head=0.2",
     "first-card": "",
     "without-a-head": "#card=4&head=0.2&off=h0.2",
-    "why": "#depth=researcher&panel=attribution",
 }
 
 

@@ -24,7 +24,6 @@ SHORTER = {
     "prove-resume": "--steps 3 --kills 1 --trainer.limit_val_batches 1 --sampler.max_new_tokens 5",
     "generate": "--max_new_tokens 20",
     "report": "--max_new_tokens 20",
-    "explore": "--no_browser --port 0",
 }
 
 
@@ -135,6 +134,9 @@ class Reader:
         self.ran += 1
 
     def run_minigpt(self, words: list[str]) -> None:
+        if words[3] == "explore":
+            check_served([*words[1:], "--no_browser", "--port", "0"])
+            return
         words += shlex.split(SHORTER.get(words[3], ""))
         if words[3] == "fit":
             self.steps = 2 + (self.steps if {"last", "best"} & set(words) else 0)
@@ -151,6 +153,18 @@ class Reader:
         else:
             result = run_minigpt(*words[3:])
             assert result.code == 0, (words, result.err)
+
+
+def check_served(words: list[str]) -> None:
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = re.search(r"http://\S+/", process.stdout.readline())
+        try:
+            assert address
+            with urllib.request.urlopen(address[0], timeout=60) as response:
+                assert b'id="contents"' in response.read()
+        finally:
+            process.terminate()
 
 
 def check_tensorboard(words: list[str], really: bool) -> None:
