@@ -474,6 +474,8 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
 def test_on_a_terminal_it_watches_the_answer_and_ends_by_ctrl_c(workplace: Path) -> None:
     import pty
 
+    for words in (("read", 1), ("predict", 1, "more"), ("break", "random_text", 1)):
+        assert run_minigpt("learn", *words).code == 0
     process, terminal = pty.fork()
     if process == 0:
         os.environ["PYTHONPATH"] = str(ROOT)

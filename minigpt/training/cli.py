@@ -213,6 +213,8 @@ class MiniGPTCLI(LightningCLI):
         if missing:
             raise UserError(f"{path} is not a checkpoint of a run of minigpt fit: it holds no {', '.join(missing)}.")
         own, data = own_settings(checkpoint), checkpoint["datamodule_hyper_parameters"]
+        if self.command == "fit":
+            own["seed_everything"] = data["seed"]  # without which the next batches would be others
         self._parse_again(own, settings_of_run(checkpoint, self.home, self.command))
         settings = self.config
         settings.ckpt_path = str(path)
