@@ -62,8 +62,10 @@ def probabilities(logits_BV: Tensor, window_BT: Tensor, sampling: Sampling) -> T
 
 
 def uniform(seeds: Sequence[int]) -> Iterator[Tensor]:
-    """At each step a number in [0, 1) per sequence, (B, 1), float64, each from a generator of its own, so that no
-    sequence changes what another draws."""
+    """At each step a number in [0, 1) per sequence, (B, 1), float64.
+
+    Each is from a generator of its own, so that no sequence changes what another draws.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
         yield torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])

@@ -29,6 +29,11 @@ def call(function: Callable[..., None], args: list[str], prog: str) -> None:
     function(**settings)
 
 
+def say_stage(stage: str) -> None:
+    """Tell what a command that takes long does now, beside its output."""
+    print(f"{stage} ...", file=sys.stderr)
+
+
 def print_as_json(value: Any) -> None:
     """Print a value as JSON, with escapes where the stream would replace a character that it can't show."""
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)

@@ -1,10 +1,9 @@
 """``explain``: a page that is alive, to look inside a model in any browser."""
 
-import sys
 from typing import Literal
 
 from minigpt import __version__, load
-from minigpt.commands import call
+from minigpt.commands import call, say_stage
 from minigpt.files import user_path
 
 
@@ -33,10 +32,7 @@ def explain(
     check_free(path, KIND)  # before a minute is spent
     checkpoint = find_checkpoint(ckpt_path)
 
-    def say(stage: str) -> None:
-        print(f"{stage} ...", file=sys.stderr)
-
-    page, contents = make(load(checkpoint), checkpoint, __version__, say, corpus, precision, without_text)
+    page, contents = make(load(checkpoint), checkpoint, __version__, say_stage, corpus, precision, without_text)
     write(page, path, KIND)
     print("The file holds:", *contents["embeds"], sep="\n- ")
     count = len(contents["models"])

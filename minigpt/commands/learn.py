@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import importlib
 import pydoc
 import re
 import sys
@@ -237,17 +236,17 @@ def predict(settings: Namespace) -> None:
 
 def experiment(settings: Namespace) -> None:
     """Break something, and see what happens; what you expect is recorded before. Without a name, list what there is."""
+    from minigpt.course.experiments import EXPERIMENTS, run
     from minigpt.course.progress import Folder, command
 
-    experiments = importlib.import_module("minigpt.course.experiments")
     folder, name = Folder(), settings.name
     if name is None:
-        for each in experiments.EXPERIMENTS.values():
+        for each in EXPERIMENTS.values():
             print(f"{each.name:<16} lesson {each.lesson:>2}  {each.question}")
         return
-    if name not in experiments.EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}. There are: {', '.join(experiments.EXPERIMENTS)}.")
-    asked = experiments.EXPERIMENTS[name]
+    if name not in EXPERIMENTS:
+        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
+    asked = EXPERIMENTS[name]
     print(f"{asked.change}\n\n{asked.question}")
     print("\n".join(f"  {number}. {option}" for number, option in enumerate(asked.options, 1)), flush=True)
     said = folder.progress().predictions.get(name)
@@ -258,7 +257,7 @@ def experiment(settings: Namespace) -> None:
         with folder.changed() as progress:
             progress.predictions[name] = said
     print(flush=True)
-    experiments.run(name, say=partial(print, flush=True), prediction=int(said) - 1)
+    run(name, say=partial(print, flush=True), prediction=int(said) - 1)
     print(f"\n{asked.explanation}")
     with folder.changed() as progress:
         progress.experiments = list(dict.fromkeys([*progress.experiments, name]))

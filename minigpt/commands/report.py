@@ -1,9 +1,7 @@
 """``report``: a page on a finished run, to look at and to hand in."""
 
-import sys
-
 from minigpt import UserError, __version__, load
-from minigpt.commands import call, print_as_json
+from minigpt.commands import call, print_as_json, say_stage
 from minigpt.files import user_path
 
 
@@ -35,10 +33,7 @@ def report(
     check_free(path, KIND)  # before a minute is spent
     checkpoint = find_checkpoint(ckpt_path)
 
-    def say(stage: str) -> None:
-        print(f"{stage} ...", file=sys.stderr)
-
-    page, figures = make(load(checkpoint), checkpoint, __version__, say, corpus, max_new_tokens, temperature)
+    page, figures = make(load(checkpoint), checkpoint, __version__, say_stage, corpus, max_new_tokens, temperature)
     write(page, path, KIND)
     if json:
         print_as_json(figures)

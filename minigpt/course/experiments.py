@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from minigpt.course.text import text as sentences
 from minigpt.errors import UserError
 from minigpt.generation import generate
 from minigpt.model import GPT
@@ -42,47 +43,13 @@ Results = dict[str, dict[str, float]]  # of each arm, by its name, what was meas
 
 # The texts
 
-NOUNS, ADJECTIVES, VERBS = map(
-    str.split,
-    (
-        "fox queen river tower garden miller thief squire baker quarrel lantern bridge letter owl",
-        "old quick green quiet small brave golden lost clever heavy",
-        "see find want hear lose fear paint follow sell guard",
-    ),
-)
-
-
-def sentences(seed: int, length: int = 120_000) -> str:
-    """Text made on the spot: a few words, in sentences with number, order, and names that are told twice."""
-    draw = random.Random(seed)
-
-    def thing() -> tuple[str, str]:
-        """A noun with its article, and the ending of its verb."""
-        plural = draw.random() < 0.4
-        article = "the" if plural else draw.choice(("a", "the"))
-        adjective = f" {draw.choice(ADJECTIVES)}" if draw.random() < 0.5 else ""
-        return f"{article}{adjective} {draw.choice(NOUNS)}{'s' * plural}", "" if plural else "s"
-
-    def sentence() -> str:
-        if draw.random() < 0.5:
-            name = "".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") for _ in range(2)).capitalize()
-            return f"{name} {draw.choice(VERBS)}s {thing()[0]}, and {name} {draw.choice(VERBS)}s {thing()[0]}.\n"
-        subject, ending = thing()
-        place = draw.choice(("near", "behind", "above", "under", "beside"))
-        return f"{subject} {place} {thing()[0]} {draw.choice(VERBS)}{ending} {thing()[0]}.\n"
-
-    text = ""
-    while len(text) < length:
-        text += "".join(sentence() for _ in range(100))
-    return text[:length]
-
-
+LENGTH = 120_000  # characters of the course's own text, which is read where the learner names none
 NOISE = "abcdefghijklmnop"
 
 
 def noise(seed: int) -> str:
     """Text in which each of 16 letters is equally likely at each place, whatever went before."""
-    return "".join(random.Random(seed).choices(NOISE, k=120_000))
+    return "".join(random.Random(seed).choices(NOISE, k=LENGTH))
 
 
 # The changes
@@ -850,7 +817,7 @@ def run(
 
 def measured(experiment: Experiment, arm: Arm, seed: int, text: str | None = None) -> dict[str, float]:
     """What an experiment measures of one of its arms; a text of the experiment's own goes before a given one."""
-    made = experiment.text(seed) if experiment.text else text or sentences(seed)
+    made = experiment.text(seed) if experiment.text else text or sentences(LENGTH, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return experiment.measure(arm, seed, made)
