@@ -19,9 +19,10 @@ from torch import Tensor
 
 from conftest import ROOT, assert_clear_error, run_minigpt
 from minigpt import generation, model, optim
-from minigpt.course import child, mine, progress
+from minigpt.course import child, mine, progress, reading
 from minigpt.course.check import Result, check, equal, judge
 from minigpt.course.exercises import NAMES, exercise
+from minigpt.course.lesson import Step, lessons
 from minigpt.errors import UserError
 from minigpt.fast import why_not
 from minigpt.glassbox.lens import lens, stages
@@ -343,9 +344,10 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
 def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
     first = run_minigpt("learn")
     assert "0 of 12 lessons, 0 of 14 exercises" in first.out
-    assert "Next: read lesson 1, What surprise costs" in first.out
+    assert "Next: lesson 1, What surprise costs" in first.out
     assert "Why not count mistakes?" in run_minigpt("learn", "read", 1).out
-    assert run_minigpt("learn", "predict", 1, "more", "than", "guessing").code == 0
+    assert run_minigpt("learn", "predict", 1, 4).code == 0
+    assert "Measured:   more than guessing" in run_minigpt("learn", "read", 1).out
     broken = run_minigpt("learn", "break", "random_text", 1)
     assert broken.code == 0, broken.err
     assert "vocabulary: Right" in run_minigpt("learn").out
@@ -377,7 +379,7 @@ def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace:
     assert read_checkpoint(last)["global_step"] == 6
     assert run_minigpt("fit", *more, "--branch", "true", "--trainer.max_steps", 8).code == 0
     assert "own_parts" not in read_checkpoint(last.parents[2] / "version_1" / "checkpoints" / "last.ckpt")
-    assert progress.Folder().progress().trained == ["12", "attend"]
+    assert progress.Folder().progress().trained == ["attend"]
 
 
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
@@ -404,60 +406,57 @@ def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path,
     assert path.read_text() == damage
 
 
-LESSON = """title: Query, key, value
-
-# Lesson 5: Query, key, value
-
-See `learn break no_mask`.
-
-## Predict what happens
-
-Higher or lower?
-
-## Then run it
-"""
-
-
-def test_a_lesson_is_read_predicted_run_and_written_in_this_order(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workplace / "lessons").mkdir()
-    (workplace / "lessons" / "05-attention.md").write_text(LESSON, encoding="utf-8")
-    monkeypatch.setattr(progress, "LESSONS", workplace / "lessons")
-    lesson = progress.lessons()[4]
-    assert (lesson.title, lesson.question) == ("Query, key, value", "Higher or lower?")
-    assert [(step.kind, step.name) for step in lesson.steps] == [
-        ("read", "5"),
-        ("predict", "5"),
-        ("break", "no_mask"),
-        ("write", "attend"),
-    ]
+def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplace: Path) -> None:
     folder = progress.Folder()
     for name in NAMES[: NAMES.index("attend")]:
         folder.begin(name)
-        with folder.changed() as done:
-            done.passed[name] = folder.digest(name)
-    assert folder.next_step() == progress.Step("read", "5")
-    assert "# Lesson 5" in run_minigpt("learn", "read", 5).out
-    assert folder.next_step() == progress.Step("predict", "5")
-    assert "Higher or lower?" in run_minigpt("learn").out
-    assert run_minigpt("learn", "predict", 5, "it", "rises").code == 0
-    assert folder.next_step() == progress.Step("break", "no_mask")
-    assert folder.progress().predictions == {"5": "it rises"}
-    assert_clear_error(run_minigpt("learn", "predict", 5, "falls"), "stays as it was made", "'it rises'")
-    assert_clear_error(run_minigpt("learn", "predict", 6, "falls"), "no prediction")
+    with folder.changed() as done:
+        for lesson in lessons()[:4]:
+            done.read.append(str(lesson.number))
+            done.predictions[lesson.question.key] = 1
+            done.experiments += [step.name for step in lesson.steps if step.kind == "break"]
+            done.passed |= {name: folder.digest(name) for name in lesson.exercises}
+    assert folder.next_step() == Step("predict", "5")
+    first = run_minigpt("learn", "read").out
+    assert "# Attention: query, key, value" in first
+    assert "seed 7: D = 32 1.66" in first
+    assert "What will seed 1 say?\n\n  1. the same\n" in first
+    assert "seed 1: D = 32 1.61" not in first  # which is the answer
+    assert "compare((1,))" in Path("my/lesson_05.py").read_text(encoding="utf-8")
+    assert folder.next_step() == Step("predict", "5")
+    for wrong in ((), (0,), (4,)):
+        assert_clear_error(run_minigpt("learn", "predict", 5, *wrong), "Predict before you see it")
+    assert run_minigpt("learn", "predict", 5, 1).code == 0
+    assert folder.progress().predictions["5"] == 1
+    assert folder.next_step() == Step("read", "5")
+    assert "Next: the rest of lesson 5" in run_minigpt("learn").out
+    Path("my/lesson_05.py").write_text("# changed\n", encoding="utf-8")
+    rest = run_minigpt("learn", "read", 5).out
+    assert "seed 1: D = 32 1.61" in rest
+    assert "Prediction: the same\nMeasured:   the opposite, as clearly\n" in rest
+    assert Path("my/lesson_05.py").read_text(encoding="utf-8") == "# changed\n"
+    assert folder.next_step() == Step("break", "no_scale")
+    assert_clear_error(run_minigpt("learn", "predict", 5, 3), "stays as it was made", "the same")
     assert_clear_error(run_minigpt("learn", "read", 13), "no lesson 13")
+
+
+def test_a_lesson_that_its_experiment_answers_asks_once(workplace: Path) -> None:
+    assert run_minigpt("learn", "predict", 10, 2).code == 0
+    assert progress.Folder().progress().predictions == {"temperature_0": 2}
+    read = run_minigpt("learn", "read", 10).out
+    assert "## Where we are" in read
+    assert "Measured" not in read  # the experiment will tell
 
 
 def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(name: str, say: Callable[[str], None], prediction: int) -> None:
         say(f"{name} ran, {prediction} expected")
 
-    made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), change="- mask")
-    made.explanation = "It copies."
-    module = SimpleNamespace(EXPERIMENTS={"no_mask": made}, run=run)
-    monkeypatch.setitem(sys.modules, "minigpt.course.experiments", module)
-    assert "no_mask          lesson  5  Higher?" in run_minigpt("learn", "break").out
+    made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), answer=0)
+    made.change, made.explanation = "- mask", "It copies."
+    monkeypatch.setattr(reading, "EXPERIMENTS", {"no_mask": made})
+    monkeypatch.setattr(reading, "run", run)
+    assert "no_mask                  lesson  5  Higher?" in run_minigpt("learn", "break").out
     asked = run_minigpt("learn", "break", "no_mask")
     assert_clear_error(asked, "Predict before you see it")
     assert "1. yes" in asked.out
@@ -465,7 +464,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
     for option in (2, 1):  # a prediction stays as it was made
         done = run_minigpt("learn", "break", "no_mask", option)
         assert "no_mask ran, 1 expected\n\nIt copies." in done.out
-    assert progress.Folder().progress().predictions == {"no_mask": "2"}
+    assert progress.Folder().progress().predictions == {"no_mask": 2}
     assert progress.Folder().progress().experiments == ["no_mask"]
 
 
@@ -474,7 +473,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
 def test_on_a_terminal_it_watches_the_answer_and_ends_by_ctrl_c(workplace: Path) -> None:
     import pty
 
-    for words in (("read", 1), ("predict", 1, "more"), ("break", "random_text", 1)):
+    for words in (("predict", 1, 4), ("read", 1), ("break", "random_text", 1)):
         assert run_minigpt("learn", *words).code == 0
     process, terminal = pty.fork()
     if process == 0:

@@ -124,5 +124,5 @@ def test_the_house_keeps_its_size() -> None:
     assert lines(PACKAGE / "model.py") <= 200
     assert lines(PACKAGE / "plain.py") <= 70
     rooms = [path for module, path in FILES.items() if room_of(module) not in WINGS]
-    assert lines(*rooms) <= 6920  # the plan is 3,300; they were 4,669 before they were rooms
+    assert lines(*rooms) <= 6660  # the plan is 3,300; they were 4,669 before they were rooms
     assert len((ROOT / "README.md").read_text().split()) <= 1000

@@ -48,7 +48,7 @@ def test_a_change_has_its_signature_and_leaves_nothing_behind() -> None:
     assert table["not happening"].startswith("Yes: ")
     assert len(lines) == len(rows)
     assert table["prediction"] == EXPERIMENTS["no_scale"].options[0]
-    assert table["answer"] == EXPERIMENTS["no_scale"].options[1]
+    assert table["answer"] == EXPERIMENTS["no_scale"].options[EXPERIMENTS["no_scale"].answer]
     assert everything_left() == before
     assert why_not(model.GPT(model.GPTConfig(5, 4, 1, 1, 4))) is None
 

@@ -1,9 +1,8 @@
 """Every lesson of the course is true: its code runs, prints what it says, and draws its pictures."""
 
-import importlib
-import importlib.util
 import itertools
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,9 +10,10 @@ import pytest
 
 from conftest import ROOT
 from minigpt.course.exercises import NAMES, exercise
+from minigpt.course.experiments import EXPERIMENTS
 from minigpt.course.figures import FIGURES, of_lesson
 from minigpt.course.figures import FOLDER as PICTURES
-from minigpt.course.lesson import Lesson, lessons, run
+from minigpt.course.lesson import BLOCK, Lesson, lessons, run
 
 SLOW = {5, 6, 7, 8, 9, 11, 12}  # numbers of lessons whose code runs for more than 3 seconds
 LESSONS = [pytest.param(it, id=it.path.stem) for it in lessons()]
@@ -74,12 +74,36 @@ def test_a_lesson_has_what_the_learner_is_led_by(lesson: Lesson) -> None:
         assert name in NAMES
         assert exercise(name).lesson == lesson.number
         assert f"`{name}`" in lesson.body
-    assert lesson.prediction.endswith("?")
-    assert 2 <= len(set(lesson.options)) == len(lesson.options) <= 4
-    assert lesson.prediction in " ".join(lesson.body.split())
-    if importlib.util.find_spec("minigpt.course.experiments"):
-        assert lesson.experiment in importlib.import_module("minigpt.course.experiments").EXPERIMENTS
+    question = lesson.question
+    assert question.text.endswith("?")
+    assert 2 <= len(set(question.options)) == len(question.options) <= 4
+    assert lesson.experiment in EXPERIMENTS
     assert f"minigpt learn break {lesson.experiment}\n" in lesson.body
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_what_is_read_before_the_prediction_does_not_tell_it(lesson: Lesson) -> None:
+    first, rest = lesson.halves
+    assert "\n## Predict\n" in first
+    assert "## Try it\n" in rest
+    assert lesson.question.text in " ".join(first.split())
+    measured = lesson.question.options[lesson.question.answer].rstrip(".")
+    assert measured not in " ".join(first.split())
+
+
+def test_the_right_option_is_not_always_at_the_same_place() -> None:
+    places = [experiment.answer for experiment in EXPERIMENTS.values()]
+    places += [lesson.question.answer for lesson in lessons()]
+    assert max(Counter(places).values()) <= len(places) / 2
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_script_of_a_lesson_holds_its_blocks_and_its_text(lesson: Lesson) -> None:
+    cells = re.split(r"^# %%", lesson.as_script(), flags=re.MULTILINE)
+    blocks = [cell.strip() for cell in cells[1:] if not cell.startswith(" [markdown]")]
+    assert blocks == [block[1].strip() for block in BLOCK.finditer(lesson.body)]
+    compile(lesson.as_script(), "lesson.py", "exec")
+    assert "# ## Where we are" in lesson.as_script()
 
 
 @pytest.mark.parametrize("lesson", LESSONS)

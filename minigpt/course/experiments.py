@@ -373,11 +373,11 @@ LIST = (
         "Each letter of a text is drawn at random from 16. How low can the loss get: ln 16 = 2.77 nats, or lower? And "
         "with a model whose mask is missing?",
         (
-            "Neither gets below 2.77.",
             "Only the one without the mask gets below 2.77.",
+            "Neither gets below 2.77.",
             "Both do, if they train for long enough.",
         ),
-        1,
+        0,
         arms("no mask", NO_MASK),
         Claim(
             "Without the mask the loss is more than 1 nat below ln 16, which no honest prediction of this text can "
@@ -401,11 +401,11 @@ LIST = (
         "The targets are the inputs shifted by one. What if they are shifted by 0, in training only?",
         (
             "Training fails with an error.",
-            "The training loss falls to nearly 0; on held-out text it is worse than a guess.",
             "Both losses fall to nearly 0.",
+            "The training loss falls to nearly 0; on held-out text it is worse than a guess.",
             "Nothing changes: the model sees the same characters.",
         ),
-        1,
+        2,
         arms("shifted by 0", SHIFTED_BY_0),
         Claim(
             "The loss on held-out text is at least 5 nats above that in training.",
@@ -460,11 +460,11 @@ LIST = (
         "No position may see a later one. What happens to the losses without this mask?",
         (
             "Training falls lower, and validation rises: it overfits.",
-            "Both fall, and nothing warns; but where there is no next character to look at, it is lost.",
             "Nothing: the model doesn't use the future.",
             "It fails with an error.",
+            "Both fall, and nothing warns; but where there is no next character to look at, it is lost.",
         ),
-        1,
+        3,
         arms("no mask", NO_MASK, base=Setup(block_size=16, batch_size=32, learning_rate=7e-3)),
         Claim(
             "At the last position of each window, which has no future, the loss is at least 0.4 nats higher than with "
@@ -510,10 +510,10 @@ LIST = (
         "how large is the largest of 32 weights when D grows?",
         (
             "It stays as it is, about 0.16.",
-            "It grows to nearly 1: one position takes it all.",
             "It falls: more channels average out.",
+            "It grows to nearly 1: one position takes it all.",
         ),
-        1,
+        2,
         arms("no scale", NO_SCALE),
         Claim(
             "With D = 1024 the largest weight is at least 0.6 larger than with the scale.",
@@ -564,10 +564,10 @@ LIST = (
         "Without position embeddings, can a model tell the order of what it has read?",
         (
             "No: it sees a bag of characters.",
-            "Not with one layer; with three it can.",
             "Yes, the order of the input tells it.",
+            "Not with one layer; with three it can.",
         ),
-        1,
+        2,
         tuple(
             Arm(f"{word}, {'no positions' if edits else 'as it is'}", edits, Setup(n_layer=n_layer))
             for word, n_layer in (("one layer", 1), ("three layers", 3))
@@ -592,14 +592,15 @@ LIST = (
     Experiment(
         "no_residuals",
         8,
-        "Attention and feed-forward add to the residual stream. What if they replace it?",
+        "In a GPT of two blocks, what attention and feed-forward compute is no longer added to their input, but takes "
+        "its place. Nothing else changes. What does it learn?",
         (
-            "A little worse.",
-            "It learns the frequencies of letters and no more.",
-            "The loss becomes infinite.",
-            "A little better: less is carried along.",
+            "As much as before.",
+            "Less, but more than a table of pairs of characters.",
+            "Hardly more than how frequent each character is.",
+            "Nothing: the loss becomes infinite.",
         ),
-        1,
+        2,
         arms("no residuals", *NO_RESIDUALS),
         Claim("The loss is at least 1 nat higher.", more("held out", "no residuals"), 1.0),
         Claim(
@@ -636,11 +637,11 @@ LIST = (
         9,
         "Weights begin as N(0, 0.02). What if they begin ten times as large?",
         (
-            "Nothing: training corrects it at once.",
             "The first loss is above ln V, and after as many steps it is still behind.",
+            "Nothing: training corrects it at once.",
             "It never learns.",
         ),
-        1,
+        0,
         arms("ten times as large", LARGE_START),
         Claim(
             "The first loss is at least 0.5 nats above that of the usual start, which is ln V.",
@@ -660,13 +661,13 @@ LIST = (
     Experiment(
         "too_high_a_learning_rate",
         9,
-        "A learning rate thirty times as high, with clipped gradients. What becomes of the loss?",
+        "AdamW's learning rate is made thirty times as high, 0.3 instead of 0.01. What becomes of the loss?",
         (
-            "It becomes infinite.",
-            "It stays near the frequencies of letters.",
-            "It falls thirty times as fast, then bounces around the minimum.",
+            "It grows without end.",
+            "It falls faster, and ends a little higher.",
+            "It stays near what counting characters costs.",
         ),
-        1,
+        2,
         arms("thirty times", learning_rate=0.3),
         Claim("The loss is at least 1 nat higher.", more("held out", "thirty times"), 1.0),
         Claim(
@@ -680,14 +681,14 @@ LIST = (
     Experiment(
         "temperature_0",
         10,
-        "Always the likeliest next character: --temperature 0. What does the model write?",
+        "A model always takes the character that it finds likeliest, at each step. What does it write?",
         (
-            "Its best text.",
             "Words that exist, but before long the same again and again.",
-            "Nonsense words.",
+            "Its best text.",
+            "Words that don't exist.",
             "Each time something else.",
         ),
-        1,
+        0,
         arms("temperature 0", temperature=0.0),
         Claim(
             "Of the runs of 16 characters in what it writes, at least 0.1 more have been there before.",
@@ -710,10 +711,10 @@ LIST = (
         "A third of the training text is taken from the held-out text. Which loss will tell?",
         (
             "Validation rises: it sees the leak.",
-            "Validation gets better, though fresh text is predicted no better.",
             "All get better: the model has learned more.",
+            "Validation gets better, though fresh text is predicted no better.",
         ),
-        1,
+        2,
         (
             Arm("as it is", (), TINY),
             Arm("leaked", (), replace(TINY, characters=2_000, leaked=1_000)),
@@ -735,14 +736,15 @@ LIST = (
     Experiment(
         "tiny_text",
         12,
-        "The same model and as many steps, on 2,000 characters, which it reads fifty times, instead of 108,000. What "
-        "do the losses show?",
+        "The same model makes as many steps as before, but on 2,000 characters only, which it reads fifty times. What "
+        "do its losses show?",
         (
-            "Both are worse: it has seen less.",
+            "Both are worse.",
+            "Both are as before.",
+            "Both are better.",
             "Training looks better, held-out text is worse.",
-            "The same: it takes as many steps.",
         ),
-        1,
+        3,
         arms("2,000 characters", characters=2_000),
         Claim(
             "Held-out text costs at least 0.2 nats more than with the long text.",
@@ -823,13 +825,13 @@ def measured(experiment: Experiment, arm: Arm, seed: int, text: str | None = Non
         return experiment.measure(arm, seed, made)
 
 
-def survey(names: list[str], seeds: int) -> Iterator[str]:
+def survey(names: list[str], seeds: range) -> Iterator[str]:
     """Each experiment over several seeds, as lines of a table."""
     yield "| experiment | signature: mean ± spread, at least | margin | not happening | margin | s an arm |"
     yield "|---|---|---|---|---|---|"
     for name in names:
         experiment, seconds, all_results = EXPERIMENTS[name], 0.0, []
-        for seed in range(seeds):
+        for seed in seeds:
             results: Results = {}
             for arm in experiment.arms:
                 began = time.process_time()
@@ -839,7 +841,7 @@ def survey(names: list[str], seeds: int) -> Iterator[str]:
         cells = []
         for claim in (experiment.signature, experiment.not_happening):
             values = [claim.value(results) for results in all_results]
-            mean, spread = statistics.fmean(values), statistics.stdev(values) if seeds > 1 else 0.0
+            mean, spread = statistics.fmean(values), statistics.stdev(values) if len(seeds) > 1 else 0.0
             margin = f"{(mean - claim.least) / spread:.0f}" if spread > 0 else "exact"
             cells += [f"{mean:.3f} ± {spread:.3f}, {claim.least:g}", margin]
         yield f"| {name} | {' | '.join(cells)} | {seconds:.1f} |"
@@ -848,9 +850,11 @@ def survey(names: list[str], seeds: int) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the signatures of the experiments over several seeds.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; all by default")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first_seed", type=int, default=0)
     settings = parser.parse_args()
-    for line in survey(settings.names or list(EXPERIMENTS), settings.seeds):
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    for line in survey(settings.names or list(EXPERIMENTS), seeds):
         print(line, flush=True)
 
 

@@ -1,52 +1,125 @@
-"""A lesson: what stands at its top, its text, and the blocks of Python in it, which run in order in one session."""
+"""A lesson: its question, its text, its steps, and the blocks of Python in it, which run in order in one session."""
 
 import contextlib
 import io
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parent / "lessons"
+FOLDER = Path(__file__).parent / "lessons"  # files NN-name.md
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n*```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
+class Step:
+    """One thing to do in a lesson."""
+
+    kind: str  # "predict", "read", "break", "write" or "train"
+    name: str  # the lesson's number; the experiment's, the exercise's or the own part's name
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be predicted before it is seen."""
+
+    key: str  # what the prediction is kept under: the lesson's number, or the name of the experiment that asks it too
+    text: str
+    options: tuple[str, ...]
+    answer: int  # which of the options was measured
+
+    def shown(self) -> str:
+        """The question with its options, each with its number."""
+        return "\n".join([self.text, "", *(f"  {number}. {option}" for number, option in enumerate(self.options, 1))])
+
+
+@dataclass(frozen=True)
 class Lesson:
-    """One lesson; see :func:`read`."""
+    """One lesson, as its file tells it."""
 
     path: Path
-    number: int
-    title: str
-    exercises: tuple[str, ...]
-    experiment: str
-    rung: str  # what is reached at its end, on the scale that runs through the course
-    nats: float  # what a character costs there
-    prediction: str  # a question, to be answered before the run
-    options: tuple[str, ...]
+    values: dict[str, str]  # the lines ``key: value`` at its top
     body: str  # Markdown
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name[:2])
+
+    @property
+    def title(self) -> str:
+        return self.values["title"]
+
+    @property
+    def exercises(self) -> tuple[str, ...]:
+        return tuple(name for name in self.values["exercises"].split(", ") if name)  # the last lesson has none
+
+    @property
+    def experiment(self) -> str:
+        return self.values["experiment"]
+
+    @property
+    def rung(self) -> str:
+        """What is reached at its end, on the scale that runs through the course."""
+        return self.values["rung"].rpartition(", ")[0]
+
+    @property
+    def nats(self) -> float:
+        """What a character of the held-out text costs there."""
+        return float(self.values["rung"].rpartition(", ")[2].removesuffix(" nats"))
+
+    @cached_property
+    def question(self) -> Question:
+        """The lesson's own, or that of its experiment."""
+        if "prediction" in self.values:
+            options = tuple(option.strip() for option in self.values["options"].split("|"))
+            return Question(str(self.number), self.values["prediction"], options, options.index(self.values["answer"]))
+        from minigpt.course.experiments import EXPERIMENTS
+
+        asked = EXPERIMENTS[self.experiment]
+        return Question(asked.name, asked.question, asked.options, asked.answer)
+
+    @cached_property
+    def halves(self) -> tuple[str, str]:
+        """The text up to its question, and what comes after, which tells the answer."""
+        words = r"\s+".join(map(re.escape, self.question.text.split()))
+        found = re.search(words, self.body)
+        assert found, f"{self.path.name} doesn't ask its question"
+        return self.body[: found.end()], self.body[found.end() :].strip()
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """In the order in which they are to be done. The text is read up to the question, then predicted, then read."""
+        number = str(self.number)
+        experiments = dict.fromkeys(re.findall(r"learn break ([a-z]\w*)", self.body))
+        trainings = re.findall(r"learn train --mine (\w+)", self.body)
+        return [
+            Step("predict", number),
+            Step("read", number),
+            *(Step("break", name) for name in experiments),
+            *(Step("write", name) for name in self.exercises),
+            *(Step("train", name) for name in trainings[-1:]),
+        ]
+
+    def as_script(self) -> str:
+        """Its blocks of Python with the text as comments between: cells (``# %%``) to be run one by one, or all."""
+        parts, end = [], 0
+        for block in [*BLOCK.finditer(self.body), None]:
+            text = self.body[end : block.start() if block else None].strip()
+            parts.append("# %% [markdown]\n" + "\n".join(f"# {line}".rstrip() for line in text.splitlines()))
+            if block:
+                parts.append(f"# %%\n{block[1].strip()}")
+                end = block.end()
+        return "\n\n".join(parts) + "\n"
 
 
 def read(path: Path) -> Lesson:
     """A lesson from its file: lines ``key: value``, an empty line, Markdown."""
     top, _, body = path.read_text(encoding="utf-8").partition("\n\n")
     lines = (line.partition(":") for line in top.splitlines())
-    values = {key: value.strip() for key, _, value in lines}
-    rung, _, nats = values["rung"].rpartition(", ")
-    return Lesson(
-        path,
-        int(path.name[:2]),
-        values["title"],
-        tuple(name.strip() for name in values["exercises"].split(",") if name),  # the last lesson has none
-        values["experiment"],
-        rung,
-        float(nats.removesuffix(" nats")),
-        values["prediction"],
-        tuple(option.strip() for option in values["options"].split("|")),
-        body,
-    )
+    return Lesson(path, {key: value.strip() for key, _, value in lines}, body)
 
 
 def lessons() -> list[Lesson]:

@@ -5,6 +5,7 @@ Each place is named by where it stands. Nothing else of the program changes, so 
 
 import pkgutil
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt import fast, generation, optim
-from minigpt.course.child import one_thread
+from minigpt.course.check import check
+from minigpt.course.child import load, one_thread
+from minigpt.course.lesson import Step
+from minigpt.course.progress import Folder, command
 from minigpt.errors import UserError
 from minigpt.fast import apply
 from minigpt.model import GPT, GPTConfig, KeyValueCache
+from minigpt.run import find_checkpoint, read_checkpoint
 from minigpt.sampling import Sampling
 
 Own = Callable[..., Any]  # what a learner has written
@@ -262,3 +267,49 @@ def step_seconds(gpt: GPT, loss: Own, batch: int, length: int) -> float:
         if found[-1] > 2:
             break
     return min(found)
+
+
+def train(settings: Namespace) -> None:
+    """Train a recipe with the learner's own parts in the place of the program's."""
+    folder, names, flags = Folder(), list(dict.fromkeys(settings.mine)), settings.flags
+    checkpoint = given_values(flags, "--ckpt_path")
+    if checkpoint and not names:
+        run = given_values(flags, "--name")
+        names = read_checkpoint(find_checkpoint(checkpoint[-1], run[-1] if run else None)).get("own_parts", [])
+    if names == ["all"]:
+        passed = folder.progress().passed
+        names = [name for name in PLACES if name in passed]
+    if not names or not PLACES.keys() >= set(names):
+        wrong = f"{', '.join(set(names) - PLACES.keys())} has no place in the program. " if names else ""
+        raise UserError(f"{wrong}Name parts of your own: --mine attend, say. There are places for {', '.join(PLACES)}.")
+    functions = {name: own(folder, name) for name in names}
+    needed = settings_for(names, flags)
+    for name in names:
+        print(f"{PLACES[name].name} = my.{name}")
+        for key, value in PLACES[name].settings.items():
+            print(f"    with --{key} {value}, because {PLACES[name].why}")
+    if set(names) - {"learning_rate", "choose"}:
+        print(slower(functions), flush=True)
+    if not checkpoint:
+        flags = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", *flags]
+        flags += [] if given_values(flags, "--config") else ["--config", "quickstart"]
+    with in_place(functions):
+        settings.call("fit", [*flags, *needed])
+    with folder.changed() as progress:
+        whole = ["all"] if set(names) == PLACES.keys() else []
+        progress.trained = list(dict.fromkeys([*progress.trained, *names, *whole]))
+    print("The checkpoint is like any other: validate, generate and explain compute it by the program's own parts.")
+
+
+def own(folder: Folder, name: str) -> Callable[..., Any]:
+    """The learner's function of this name, which is right: as it stands it has passed its check, now or before."""
+    path, digest = folder.answer(name), folder.digest(name)
+    if not digest:
+        raise UserError(f"You have no {path} yet. Begin it with: {command(f'check {name}')}")
+    if not folder.done(Step("write", name), folder.progress()):
+        result = check(name, path)
+        folder.judged(name, digest, result.passed)
+        if not result.passed:
+            raise UserError(f"Your {name} isn't right yet, so nothing is trained with it. {result.message}")
+    function: Callable[..., Any] = getattr(load(path), name)
+    return function

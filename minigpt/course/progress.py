@@ -1,21 +1,19 @@
-"""Where a learner stands: the lessons and their steps, the folder ``my`` with the answers, and what is done."""
+"""Where a learner stands: the folder ``my`` with the answers, and which steps of the lessons are done."""
 
 import dataclasses
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from minigpt.course.exercises import NAMES, Exercise, exercise
+from minigpt.course.exercises import NAMES, exercise
+from minigpt.course.lesson import Lesson, Step, lessons
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, written_whole
 
-LESSONS = Path(__file__).parent / "lessons"  # files NN-name.md
 FORMAT = 1  # of progress.json
 
 
@@ -25,76 +23,18 @@ def command(words: str = "") -> str:
     return f"{program} learn {words}".rstrip()
 
 
-@dataclass(frozen=True)
-class Step:
-    """One thing to do in a lesson."""
-
-    kind: str  # "read", "predict", "break", "write" or "train"
-    name: str  # the lesson's number, the experiment or the exercise
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One lesson as a row of steps: its text is Markdown, under lines that :mod:`minigpt.course.lesson` reads.
-
-    A section ``## Predict`` asks for a prediction. Each ``learn break NAME`` in the text is an experiment of it; where
-    the text has ``learn train``, it ends with a training.
-    """
-
-    number: int
-    path: Path | None  # None where there is no text
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text(encoding="utf-8").partition("\n\n")[2] if self.path else ""  # see lesson.py
-
-    @property
-    def title(self) -> str:
-        heading = re.search(r"^# (?:Lesson )?(?:\d+[.:]? )?(.+)$", self.text, re.MULTILINE)
-        return heading[1] if heading else f"Lesson {self.number}"
-
-    @property
-    def question(self) -> str:
-        """What is to be predicted; empty if nothing is."""
-        section = re.search(r"^## Predict[^\n]*\n(.*?)(?=^## |\Z)", self.text, re.MULTILINE | re.DOTALL)
-        return section[1].strip() if section else ""
-
-    @property
-    def exercises(self) -> list[Exercise]:
-        return [asked for name in NAMES if (asked := exercise(name)).lesson == self.number]
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """In the order in which they are to be done."""
-        number = str(self.number)
-        experiments = dict.fromkeys(re.findall(r"learn break ([a-z]\w*)", self.text))
-        return [
-            *([Step("read", number)] if self.path else []),
-            *([Step("predict", number)] if self.question else []),
-            *(Step("break", name) for name in experiments),
-            *(Step("write", asked.name) for asked in self.exercises),
-            *([Step("train", number)] if "learn train" in self.text else []),
-        ]
-
-
-def lessons() -> list[Lesson]:
-    """All of the course, in their order."""
-    paths = {int(path.name[:2]): path for path in LESSONS.glob("[0-9][0-9]-*.md")}
-    return [Lesson(number, paths.get(number)) for number in range(1, 13)]
-
-
 @dataclass
 class Progress:
     """What a learner has done, as ``my/progress.json`` keeps it."""
 
     minigpt_course: int = FORMAT
     read: list[str] = field(default_factory=list)  # lessons, by number
-    # By the number of the lesson; or by the name of the experiment, and then it is the number of an option.
-    predictions: dict[str, str] = field(default_factory=dict)
+    # Numbers of options, by the lesson's number or the experiment's name: see Question.key.
+    predictions: dict[str, int] = field(default_factory=dict)
     experiments: list[str] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)  # for each exercise the digest of the answer that passed
     hints: dict[str, int] = field(default_factory=dict)  # how many were shown
-    trained: list[str] = field(default_factory=list)  # lessons, and the parts that were in it
+    trained: list[str] = field(default_factory=list)  # parts that a model was trained with; "all" where all were in one
 
 
 class Folder:
@@ -136,7 +76,19 @@ class Folder:
         yield progress
         self.write(self.record, json.dumps(dataclasses.asdict(progress), indent=1))
 
+    def script(self, lesson: Lesson) -> Path:
+        """The file with the lesson's blocks of Python, to be run and changed; it is made if there is none."""
+        path = self.path / f"lesson_{lesson.number:02}.py"
+        if not path.exists():
+            self.write(path, lesson.as_script())
+        return path
+
     def write(self, path: Path, text: str) -> None:
+        """Write a file whole.
+
+        Raises:
+            UserError: it can't be written.
+        """
         try:
             with written_whole(path) as file:
                 file.write(text.encode())
@@ -181,7 +133,7 @@ class Folder:
             case "write":
                 return step.name in progress.passed and progress.passed[step.name] == self.digest(step.name)
             case "predict":
-                return step.name in progress.predictions
+                return lessons()[int(step.name) - 1].question.key in progress.predictions
             case "read":
                 return step.name in progress.read
             case "break":
@@ -206,17 +158,16 @@ class Folder:
         """The lessons, a line for each, with what is done marked by an x."""
         progress, rows, finished = self.progress(), [], 0
         for lesson in lessons():
-            marks: dict[str, list[str]] = {kind: [] for kind in ("read", "predict", "break", "write", "train")}
+            marks: dict[str, list[str]] = {kind: [] for kind in ("predict", "read", "break", "write", "train")}
             for step in lesson.steps:
                 done = self.done(step, progress)
-                named = f"[{'x' if done else ' '}] {step.name if step.kind == 'write' else 'train'}"
+                named = f"[{'x' if done else ' '}] {step.name if step.kind == 'write' else f'train {step.name}'}"
                 marks[step.kind].append(named if step.kind in ("write", "train") else "x" if done else ".")
-            finished += bool(lesson.steps) and all(self.done(step, progress) for step in lesson.steps)
-            cells = (" ".join(marks[kind]).center(8) for kind in ("read", "predict", "break"))
+            finished += all(self.done(step, progress) for step in lesson.steps)
+            cells = (" ".join(marks[kind]).center(8) for kind in ("predict", "read", "break"))
             work = "  ".join(marks["write"] + marks["train"])
-            rows.append(f"{lesson.number:>3}  {lesson.title[:36]:<36} {''.join(cells)} {work}".rstrip())
+            rows.append(f"{lesson.number:>3}  {lesson.title:<36} {''.join(cells)} {work}".rstrip())
         written = sum(self.done(Step("write", name), progress) for name in NAMES)
-        heading = f"{'':5}{'':<36} {'read':^8}{'predict':^8}{'break':^8} write"
-        return "\n".join(
-            [f"{finished} of 12 lessons, {written} of {len(NAMES)} exercises; your files: {self.path}", heading, *rows]
-        )
+        heading = f"{'':5}{'':<36} {'predict':^8}{'read':^8}{'break':^8} write"
+        top = f"{finished} of {len(rows)} lessons, {written} of {len(NAMES)} exercises; your files: {self.path}"
+        return "\n".join([top, heading, *rows])

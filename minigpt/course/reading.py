@@ -1,0 +1,107 @@
+"""Reading a lesson, predicting, and seeing what happens."""
+
+import pydoc
+import re
+import sys
+from argparse import Namespace
+from functools import partial
+
+from minigpt.course.experiments import EXPERIMENTS, run
+from minigpt.course.lesson import Lesson, Question, lessons
+from minigpt.course.progress import Folder, command
+from minigpt.errors import UserError
+
+
+def on_terminal() -> bool:
+    """Whether somebody is there to save files and to be asked."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
+def known_lesson(number: int) -> Lesson:
+    if not 1 <= number <= len(lessons()):
+        raise UserError(f"There is no lesson {number}; there are 1 to {len(lessons())}.")
+    return lessons()[number - 1]
+
+
+def read(settings: Namespace) -> None:
+    """Show a lesson, by default the next: up to its question, and once you have answered that, to its end."""
+    folder = Folder()
+    step = folder.next_step("read")
+    lesson = known_lesson(settings.lesson or (int(step.name) if step else 1))
+    question, (first, rest) = lesson.question, lesson.halves
+    script = folder.script(lesson)
+    said = folder.progress().predictions.get(question.key)
+    if said is None:
+        show(lesson, first)
+        print(f"\n{question.shown()}\n")
+        if not on_terminal():
+            print(f"Predict before you see it: {command(f'predict {lesson.number}')} 1, or another option's number.")
+            print(f"The lesson's Python is in {script}, to be run and changed.")
+            return
+        said = predicted(folder, question, None)
+        show(lesson, rest)
+    else:
+        show(lesson, f"{first}\n\n{rest}")
+    with folder.changed() as progress:
+        progress.read = sorted({*progress.read, str(lesson.number)}, key=int)
+    if question.key == str(lesson.number):  # otherwise the experiment will tell
+        print(f"\nPrediction: {question.options[said - 1]}\nMeasured:   {question.options[question.answer]}")
+    print(f"The lesson's Python is in {script}, to be run and changed.\nGo on with: {command()}")
+
+
+def show(lesson: Lesson, text: str) -> None:
+    """Show Markdown, a page at a time on a terminal, with the places of its pictures."""
+    folder = lesson.path.parent.as_uri()
+    text = re.sub(r"!\[([^\]]*)\]\((?!\w+:)([^)]+)\)", rf"[Picture: \1 - {folder}/\2]", text)
+    (pydoc.pager if on_terminal() else print)(text)
+
+
+def predicted(folder: Folder, question: Question, option: int | None) -> int:
+    """The option that is predicted, by its number: as it was recorded, or else now; it is asked for on a terminal."""
+    said = folder.progress().predictions.get(question.key)
+    if said is not None:
+        return said
+    numbers = [str(number) for number in range(1, len(question.options) + 1)]
+    answer = str(option or "")
+    while answer not in numbers:
+        if not on_terminal() or answer:
+            raise UserError(f"Predict before you see it, by an option's number: {', '.join(numbers)}.")
+        answer = input("Your prediction, by its number: ").strip()
+    with folder.changed() as progress:
+        progress.predictions[question.key] = int(answer)
+    return int(answer)
+
+
+def predict(settings: Namespace) -> None:
+    """Record what you expect in a lesson, before you see it."""
+    folder, lesson = Folder(), known_lesson(settings.lesson)
+    question = lesson.question
+    before = folder.progress().predictions.get(question.key)
+    if before is not None:
+        raise UserError(
+            f"You have predicted in lesson {lesson.number}: {question.options[before - 1]} A prediction stays as it "
+            "was made."
+        )
+    print(question.shown(), flush=True)
+    said = predicted(folder, question, settings.option)
+    print(f"\nRecorded: {said}. Go on with: {command(f'read {lesson.number}')}")
+
+
+def experiment(settings: Namespace) -> None:
+    """Break something, and see what happens; what you expect is recorded before. Without a name, list what there is."""
+    folder, name = Folder(), settings.name
+    if name is None:
+        for each in EXPERIMENTS.values():
+            print(f"{each.name:<24} lesson {each.lesson:>2}  {each.question}")
+        return
+    if name not in EXPERIMENTS:
+        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
+    asked = EXPERIMENTS[name]
+    question = Question(name, asked.question, asked.options, asked.answer)
+    print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
+    said = predicted(folder, question, settings.option)
+    print(flush=True)
+    run(name, say=partial(print, flush=True), prediction=said - 1)
+    print(f"\n{asked.explanation}")
+    with folder.changed() as progress:
+        progress.experiments = list(dict.fromkeys([*progress.experiments, name]))
