@@ -1,6 +1,7 @@
 """The course: exercises and their mistakes, answers that misbehave, and the program trained with one's own parts."""
 
 import inspect
+import json
 import os
 import re
 import select
@@ -20,7 +21,7 @@ from torch import Tensor
 from conftest import ROOT, assert_clear_error, run_minigpt
 from minigpt import generation, model, optim
 from minigpt.course import child, mine, progress, reading
-from minigpt.course.check import Result, check, equal, judge
+from minigpt.course.check import Result, check, equal, inputs_of, job_of, judge, report_of, results_of
 from minigpt.course.exercises import NAMES, exercise
 from minigpt.course.lesson import Step, lessons
 from minigpt.errors import UserError
@@ -42,15 +43,15 @@ each_exercise = pytest.mark.parametrize("name", NAMES)
 def judged(name: str, function: Callable[..., Any], first: int = 1) -> Result:
     """The check of a function, in this process."""
     asked = exercise(name)
-    seeds = list(range(first, first + asked.draws))
-    draws = [child.drawn(name, function, seed) for seed in seeds]
-    return judge(asked, {"state": "ran", "draws": draws}, seeds)
+    return judge(asked, {"state": "ran", "draws": list(results_of(asked, function, first))}, first)
 
 
-def run_file(name: str, path: Path, text: str, seeds: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
+def run_file(name: str, path: Path, text: str) -> dict[str, Any]:
     """What the child reports of a file, in this process."""
-    path.write_text(text, encoding="utf-8")
-    return child.run(name, path, list(seeds), 30, None)
+    report = child.run(job_of(name, text.encode(), str(path), 1, 30) | {"memory": None})
+    found = report_of(json.dumps(report).encode(), exercise(name).draws)
+    assert found
+    return found
 
 
 # The exercises
@@ -59,7 +60,7 @@ def run_file(name: str, path: Path, text: str, seeds: tuple[int, ...] = (1, 2)) 
 @each_exercise
 def test_an_exercise_fails_as_it_is_handed_out_and_its_solution_passes(name: str, tmp_path: Path) -> None:
     asked = exercise(name)
-    result = judge(asked, run_file(name, tmp_path / "answer.py", asked.stub), [1, 2])
+    result = judge(asked, run_file(name, tmp_path / "answer.py", asked.stub), 1)
     if name == "vocabulary":  # which nobody fails
         assert result.passed
     else:
@@ -172,11 +173,12 @@ PROGRAM: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", PROGRAM)
 def test_the_specification_is_what_the_real_program_computes(name: str) -> None:
-    for seed in range(5):
-        wanted = child.drawn(name, exercise(name).specification, seed)
-        found = child.drawn(name, PROGRAM[name], seed)
+    asked = exercise(name)
+    for found, wanted in zip(
+        results_of(asked, PROGRAM[name], 0), results_of(asked, asked.specification, 0), strict=True
+    ):
         assert equal(found["values"], wanted["values"])
-        for a, b in zip(found["gradients"], wanted["gradients"], strict=True):
+        for a, b in zip(found["gradients"]["items"], wanted["gradients"]["items"], strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -193,10 +195,74 @@ def test_vocabulary_and_lens_are_those_of_the_real_program(workplace: Path) -> N
 # Answers as files
 
 
+@each_exercise
+def test_what_is_sent_to_a_child_arrives_bit_for_bit(name: str) -> None:
+    for row in inputs_of(exercise(name), 5):
+        sent = json.loads(json.dumps([child.packed(child.plain(value)) for value in row]))
+        for value, arrived in zip(row, map(child.unpacked, sent), strict=True):
+            assert type(arrived) is type(value)
+            if isinstance(value, child.Function):
+                assert arrived.name == value.name
+                value, arrived = value.numbers, arrived.numbers
+            if isinstance(value, Tensor):
+                assert (arrived.dtype, arrived.requires_grad) == (value.dtype, value.requires_grad)
+                assert torch.equal(arrived, value)
+            else:
+                assert arrived == value
+
+
+DRAW = {"values": 1.5, "gradients": {"kind": "list", "items": []}}
+HUGE = {"dtype": "float64", "shape": [10**9, 10**9], "data": "", "requires_grad": False}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"state": "ran", "draws": [' + b"9" * 10_000 + b"]}",
+        *(
+            json.dumps(report).encode()
+            for report in (
+                {"state": "passed"},
+                {"state": "raised", "error": ["text"]},
+                {"state": "ran", "draws": []},
+                {"state": "ran", "draws": [DRAW, 5]},
+                {"state": "ran", "draws": [{"values": 1.5}, DRAW]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "gradients": 5}]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "values": HUGE}]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "values": {**HUGE, "shape": [-1, -8], "data": "A" * 88}}]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "values": {**HUGE, "dtype": "Tensor"}}]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "values": 10**30}]},
+                {"state": "ran", "draws": [DRAW, {**DRAW, "values": {"items": 5}}]},
+            )
+        ),
+    ],
+)
+def test_a_report_that_is_not_of_its_form_is_none(report: bytes) -> None:
+    assert report_of(json.dumps({"state": "ran", "draws": [DRAW, DRAW]}).encode(), 2) is not None
+    assert report_of(report, 2) is None
+
+
+def test_a_forged_report_of_the_right_form_is_judged_and_not_right() -> None:
+    asked = exercise("attend")
+    wanted = list(results_of(asked, asked.solution, 1))
+    others: list[Any] = [None, True, "right", float("nan"), {"kind": "list", "items": []}]
+    for forged in [*others, child.Function("norm", wanted[0]["values"])]:
+        for part in ("values", "gradients"):
+            value = forged if part == "values" else {"kind": "list", "items": [forged]}
+            draws = [{**draw, part: value} for draw in wanted]
+            result = judge(asked, {"state": "ran", "draws": draws}, 1)
+            assert not result.passed
+            assert len(result.message) < 500
+
+
 def test_what_a_check_says_of_an_answer_that_is_no_known_mistake(tmp_path: Path) -> None:
     def said(name: str, body: str) -> str:
         text = f"import torch\n\n\ndef {name}(*a):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
-        return judge(exercise(name), run_file(name, tmp_path / "answer.py", text), [1, 2]).message
+        return judge(exercise(name), run_file(name, tmp_path / "answer.py", text), 1).message
 
     model_py = "T, C = a\nangle = torch.arange(T).unsqueeze(1) / 10000 ** (torch.arange(0, C, 2) / C)\n"
     model_py += "return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)"
@@ -217,14 +283,14 @@ def test_what_a_check_says_of_an_answer_that_is_no_known_mistake(tmp_path: Path)
     numpy = "import numpy as np\nfrom minigpt.course.exercises.learning_rate import solution\n"
     assert "Right" in said("learning_rate", numpy + "return np.float64(solution(*a))")
     other = run_file("attend", tmp_path / "answer.py", "def attention(q, k, v):\n    return v\n")
-    assert "no function attend" in judge(exercise("attend"), other, [1, 2]).message
+    assert "no function attend" in judge(exercise("attend"), other, 1).message
 
 
 def test_an_answer_that_changes_its_inputs_or_prints_without_end_is_compared_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "windows.py"
     text = "from minigpt.course.exercises.windows import solution\n\ndef windows(ids, starts, size):\n"
     text += "    y = solution(ids, starts, size)\n    y = y[0].clone(), y[1].clone()\n    ids.zero_()\n    return y\n"
-    assert judge(exercise("windows"), run_file("windows", path, text), [1, 2]).passed
+    assert judge(exercise("windows"), run_file("windows", path, text), 1).passed
     with path.open("w") as file:
         beginning = child.Beginning(file)
         for _ in range(10_000):

@@ -1,12 +1,14 @@
 """Is an answer right? By its values and its gradients, in float64; and if not, which mistake is it?"""
 
+import base64
+import contextlib
 import inspect
 import json
-import pickle
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minigpt.course.child import drawn, one_thread
+from minigpt.course.child import WRITTEN, drawn, one_thread, packed, plain, unpacked
 from minigpt.course.exercises import Exercise, exercise
 from minigpt.errors import UserError
 
@@ -37,16 +39,13 @@ class Child:
     """A process for one answer. Begun ahead, it has PyTorch in its memory when the answer comes.
 
     Args:
-        python: the command that runs Python; by default this interpreter.
+        command: what runs ``child.py``; by default this interpreter, with all that it can import.
     """
 
-    def __init__(self, python: list[str] | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._output, self._said = Path(self._folder.name) / "report.pt", Path(self._folder.name) / "said.txt"
-        command = [*(python or [sys.executable]), "-m", "minigpt.course.child"]
-        # Into a file: a pipe would stay open as long as any process that the answer begins.
-        with self._said.open("wb") as said:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+    def __init__(self, command: Sequence[str] = (sys.executable, "-m", "minigpt.course.child")) -> None:
+        # Into files: a pipe would stay open as long as any process that the answer begins, and is to be emptied.
+        self._report, self._said = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - see __exit__
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._report, stderr=self._said)
 
     def __enter__(self) -> Self:
         return self
@@ -54,21 +53,58 @@ class Child:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
-        self._folder.cleanup()
+        self._report.close()
+        self._said.close()
 
-    def run(self, job: dict[str, Any], seconds: float) -> tuple[dict[str, Any] | None, str]:
-        """The child's report, or None if it ended without one; and what it said.
+    def run(self, job: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """The child's report, or None if it ended without one of the right form; and what it said.
 
         Raises:
             TimeoutExpired: it doesn't end.
         """
-        self._process.communicate(json.dumps(job | {"output": str(self._output)}).encode(), STARTING + seconds)
-        with self._said.open("rb") as file:
-            said = file.read(20_000).decode(errors="replace")
-        try:
-            return torch.load(self._output, weights_only=True), said
-        except (FileNotFoundError, RuntimeError, pickle.UnpicklingError):  # none, or one that isn't the child's own
-            return None, said
+        with contextlib.suppress(BrokenPipeError):  # it ended before it was told what to do, and said why
+            self._process.communicate(json.dumps(job).encode(), STARTING + job["seconds"])
+        self._said.seek(0)
+        self._report.seek(0)
+        said = self._said.read(20_000).decode(errors="replace")
+        return report_of(self._report.read(2 * WRITTEN), len(job["inputs"])), said
+
+
+def report_of(raw: bytes, draws: int) -> dict[str, Any] | None:
+    """A child's report from its bytes; None if they are anything else: whatever ran there may have written them."""
+    try:
+        report = json.loads(raw)
+        match report:
+            case {"state": "missing" | "unwritten", **rest} if not rest:
+                return {"state": report["state"]}
+            case {"state": "raised", "error": str(error), **rest} if not rest:
+                return {"state": "raised", "error": error[:20_000]}
+            case {"state": "ran", "draws": list(found), **rest} if not rest and len(found) == draws:
+                unpacked_draws = [{key: unpacked(draw[key]) for key in ("values", "gradients")} for draw in found]
+                whole = all(isinstance(draw["gradients"], dict) for draw in unpacked_draws)
+                return {"state": "ran", "draws": unpacked_draws} if whole else None
+    except (ValueError, TypeError, LookupError, RuntimeError, RecursionError):
+        return None
+    return None
+
+
+def job_of(name: str, source: bytes, file: str, seed: int, seconds: float = SECONDS) -> dict[str, Any]:
+    """What a child is sent to run an answer: its text, and inputs that are drawn from the seed and those after it."""
+    rows = [[packed(plain(value)) for value in arguments] for arguments in inputs_of(exercise(name), seed)]
+    return {
+        "name": name,
+        "file": file,
+        "source": base64.b64encode(source).decode(),
+        "inputs": rows,
+        "seconds": seconds,
+        "memory": MEMORY,
+        "processes": True,
+    }
+
+
+def inputs_of(asked: Exercise, seed: int) -> list[tuple[Any, ...]]:
+    """What an answer is tried on, drawn anew."""
+    return [asked.inputs(torch.Generator().manual_seed(seed + i)) for i in range(asked.draws)]
 
 
 def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child: Child | None = None) -> Result:
@@ -84,36 +120,40 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child:
     Raises:
         UserError: there is no such file.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is not there. Begin it with: python -m minigpt learn check {name}")
-    asked = exercise(name)
-    seeds = [seed + i for i in range(asked.draws)]
-    job = {"name": name, "path": str(path.resolve()), "seeds": seeds, "seconds": seconds, "memory": MEMORY}
-    with child or Child() as running:
+    try:
+        source = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there. Begin it with: python -m minigpt learn check {name}") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    return judged(name, job_of(name, source, str(path), seed, seconds), seed, child or Child())
+
+
+def judged(name: str, job: dict[str, Any], seed: int, child: Child) -> Result:
+    """What comes of a job that was made from this seed, in a child that is closed after it."""
+    with child:
         try:
-            report, said = running.run(job, seconds)
+            report, said = child.run(job)
         except subprocess.TimeoutExpired:
             return Result(False, f"{name} didn't end. Is there a loop that never stops?")
-    return (
-        replace(judge(asked, report, seeds), printed=said)
-        if report
-        else Result(False, ended(name, path, said, seconds))
-    )
+    if not report:
+        return Result(False, ended(name, job, said))
+    return replace(judge(exercise(name), report, seed), printed=said)
 
 
-def ended(name: str, path: Path, said: str, seconds: float) -> str:
+def ended(name: str, job: dict[str, Any], said: str) -> str:
     """Why a child ended without a report."""
     if "Timeout (0:" in said:
-        frames = [line for line in said.splitlines() if path.name in line]
+        frames = [line for line in said.splitlines() if Path(job["file"]).name in line]
         where = f", and was at {re.findall(r'line [0-9]+', frames[0])[-1]}" if frames else ""
-        return f"{name} took more than {seconds:g} seconds{where}. Is there a loop that never stops?"
+        return f"{name} took more than {job['seconds']:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
     return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")
 
 
 @one_thread()
-def judge(asked: Exercise, report: dict[str, Any], seeds: list[int]) -> Result:
-    """Compare what a child reports with the solution, and with each known mistake."""
+def judge(asked: Exercise, report: dict[str, Any], seed: int) -> Result:
+    """Compare what a child reports with the solution, and with each known mistake, on the same inputs."""
     state = report["state"]
     if state == "missing":
         return Result(False, f"The file has no function {asked.name}. Its name and arguments stay as they were.")
@@ -121,22 +161,24 @@ def judge(asked: Exercise, report: dict[str, Any], seeds: list[int]) -> Result:
         return Result(False, "Not begun: replace `raise NotImplementedError` by your answer.")
     if state == "raised":
         return Result(False, f"It raises an error:\n{report['error']}")
-    wanted = [drawn(asked.name, asked.solution, seed) for seed in seeds]
-    if all(same(found, right) for found, right in zip(report["draws"], wanted, strict=True)):
+    draws, wanted = report["draws"], list(results_of(asked, asked.solution, seed))
+    if all(map(same, draws, wanted)):
         return Result(True, "Right: values and gradients equal the real program's.")
     for sentence, wrong in asked.wrong:
-        known = (drawn(asked.name, wrong, seed) for seed in seeds)
-        if all(same(found, it) for found, it in zip(report["draws"], known, strict=True)):
+        if all(map(same, draws, results_of(asked, wrong, seed))):
             return Result(False, sentence, sentence)
-    found, right = next((f, r) for f, r in zip(report["draws"], wanted, strict=True) if not same(f, r))
+    found, right = next((f, r) for f, r in zip(draws, wanted, strict=True) if not same(f, r))
     return Result(False, difference(asked, found, right))
+
+
+def results_of(asked: Exercise, function: Callable[..., Any], seed: int) -> Iterable[dict[str, Any]]:
+    """What a function gives for the inputs that are drawn from a seed, each as soon as it is asked for."""
+    return (drawn(function, arguments) for arguments in inputs_of(asked, seed))
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether values and gradients are equal, to 1e-9 of their size."""
-    return equal(found["values"], wanted["values"]) and equal(
-        {"kind": "list", "items": found["gradients"]}, {"kind": "list", "items": wanted["gradients"]}
-    )
+    return all(equal(found[part], wanted[part]) for part in ("values", "gradients"))
 
 
 def equal(found: Any, wanted: Any) -> bool:
@@ -162,8 +204,8 @@ def difference(asked: Exercise, found: dict[str, Any], wanted: dict[str, Any]) -
     if equal(found["values"], wanted["values"]):
         arguments = zip(inspect.signature(asked.solution).parameters, asked.inputs(torch.Generator()), strict=True)
         names = [name for name, value in arguments if isinstance(value, Tensor) and value.requires_grad]
-        pairs = zip(names, found["gradients"], wanted["gradients"], strict=True)
-        name = next(n for n, f, w in pairs if not equal(f, w))
+        pairs = zip(names, found["gradients"]["items"], wanted["gradients"]["items"], strict=False)
+        name = next((n for n, f, w in pairs if not equal(f, w)), names[0])
         return (
             f"The values are right, but the gradient with respect to {name} isn't. Is something detached, converted "
             "to a number, or changed in place?"

@@ -120,8 +120,8 @@ def watched(folder: Folder, names: list[str], until_passed: bool = False) -> boo
             return None
 
     seen = {name: look(folder.answer(name)) for name in names}
-    print(f"Each save in {folder.path} is checked. Ctrl-C ends.", flush=True)
     try:
+        print(f"Each save in {folder.path} is checked. Ctrl-C ends.", flush=True)
         while True:
             with Child() as child:  # it gets ready while the learner writes
                 while not (saved := [name for name in names if look(folder.answer(name)) not in (seen[name], None)]):

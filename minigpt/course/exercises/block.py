@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minigpt.course.child import Function as Sent
+
 LESSON = 8
 TITLE = "The block: attention, then feed-forward, each added to the stream"
 Function = Callable[[Tensor], Tensor]
@@ -34,22 +36,10 @@ HINTS = [
 def inputs(generator: torch.Generator) -> tuple[Tensor, Function, Function, Function, Function]:
     B, T, C = 2, 3, 4
     weight = torch.randn(6, C, C, generator=generator, dtype=torch.float64)
-
-    def mixing(x_BTC: Tensor) -> Tensor:
-        return torch.tanh(x_BTC.cumsum(1) @ weight[0])
-
-    def alone(x_BTC: Tensor) -> Tensor:
-        return torch.relu(x_BTC @ weight[1]) @ weight[2]
-
-    def norm(number: int) -> Function:
-        def normed(x_BTC: Tensor) -> Tensor:
-            variance, mean = torch.var_mean(x_BTC, -1, correction=0, keepdim=True)
-            return (x_BTC - mean) / (variance + 1e-5).sqrt() * (1 + 0.3 * weight[number, 0]) + 0.3 * weight[number, 1]
-
-        return normed
-
+    gain_and_bias = 0.3 * weight[3:5, :2] + torch.tensor([1.0, 0.0], dtype=torch.float64).view(2, 1)
     x_BTC = torch.randn(B, T, C, generator=generator, dtype=torch.float64)
-    return x_BTC.requires_grad_(), mixing, alone, norm(3), norm(4)
+    mixing, alone = Sent("mixing", weight[:1]), Sent("alone", weight[1:3])
+    return x_BTC.requires_grad_(), mixing, alone, Sent("norm", gain_and_bias[0]), Sent("norm", gain_and_bias[1])
 
 
 def specification(

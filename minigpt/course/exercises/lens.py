@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minigpt.course.child import Function
+
 LESSON = 11
 TITLE = "The logit lens: what would it say if it stopped here?"
 Norm = Callable[[Tensor], Tensor]
@@ -36,12 +38,7 @@ HINTS = [
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Norm, Tensor]:
     S, T, C, V = 3, 5, 4, 7
-    gain_C, bias_C = torch.randn(2, C, generator=generator, dtype=torch.float64)
-
-    def norm(x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        return (x - mean) / (variance + 1e-5).sqrt() * gain_C + bias_C
-
+    norm = Function("norm", torch.randn(2, C, generator=generator, dtype=torch.float64))
     stream_STC = torch.randn(S, T, C, generator=generator, dtype=torch.float64)
     stream_STC = stream_STC * torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64).view(S, 1, 1)
     embedding_VC = torch.randn(V, C, generator=generator, dtype=torch.float64)
