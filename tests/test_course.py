@@ -48,8 +48,9 @@ def judged(name: str, function: Callable[..., Any], first: int = 1) -> Result:
 
 def run_file(name: str, path: Path, text: str) -> dict[str, Any]:
     """What the child reports of a file, in this process."""
-    report = child.run(job_of(name, text.encode(), str(path), 1, 30) | {"memory": None})
-    found = report_of(json.dumps(report).encode(), exercise(name).draws)
+    rows = inputs_of(exercise(name), 1)
+    report = child.run(job_of(name, text.encode(), str(path), rows, 30) | {"memory": None})
+    found = report_of(json.dumps(report).encode(), len(rows))
     assert found
     return found
 

@@ -57,6 +57,21 @@ PARTS: dict[str, tuple[str, str, list[Argument]]] = {
         "the recipe is quickstart, on the CPU and in float32, as your answers were checked.",
         [("--mine", MINE)],
     ),
+    "grade": (
+        "grade.grade",
+        "Check what a class has handed in, a folder or zip file for each learner: write the marks with each named "
+        "mistake as CSV, and tell what the class predicted. Each answer runs isolated, without a network.",
+        [
+            ("folder", {"metavar": "DIR", "help": "with a folder or zip file for each learner, a copy of my"}),
+            ("--exercise", {"action": "append", "metavar": "NAME", "help": "that counts; may be given again (all)"}),
+            ("--output", {"default": "grades.csv", "metavar": "FILE", "help": "the marks (grades.csv)"}),
+            ("--seed", {"type": int, "metavar": "N", "help": "of the inputs; by default drawn anew each time"}),
+            (
+                "--trust",
+                {"action": "store_true", "help": "run all without isolation: only what you have read"},
+            ),
+        ],
+    ),
 }
 
 

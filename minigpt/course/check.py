@@ -88,17 +88,27 @@ def report_of(raw: bytes, draws: int) -> dict[str, Any] | None:
     return None
 
 
-def job_of(name: str, source: bytes, file: str, seed: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """What a child is sent to run an answer: its text, and inputs that are drawn from the seed and those after it."""
-    rows = [[packed(plain(value)) for value in arguments] for arguments in inputs_of(exercise(name), seed)]
+def job_of(
+    name: str, source: bytes, file: str, rows: list[tuple[Any, ...]], seconds: float = SECONDS, processes: bool = True
+) -> dict[str, Any]:
+    """What a child is sent to run an answer.
+
+    Args:
+        name: of the function.
+        source: the text that it is in.
+        file: the name of the file that the text is said to be of.
+        rows: the arguments of each call.
+        seconds: that all calls may take.
+        processes: whether it may begin processes.
+    """
     return {
         "name": name,
         "file": file,
         "source": base64.b64encode(source).decode(),
-        "inputs": rows,
+        "inputs": [[packed(plain(value)) for value in arguments] for arguments in rows],
         "seconds": seconds,
         "memory": MEMORY,
-        "processes": True,
+        "processes": processes,
     }
 
 
@@ -126,11 +136,19 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child:
         raise UserError(f"{path} is not there. Begin it with: python -m minigpt learn check {name}") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from error
-    return judged(name, job_of(name, source, str(path), seed, seconds), seed, child or Child())
+    rows = inputs_of(exercise(name), seed)
+    return judged(name, job_of(name, source, str(path), rows, seconds), seed, child or Child())
 
 
 def judged(name: str, job: dict[str, Any], seed: int, child: Child) -> Result:
-    """What comes of a job that was made from this seed, in a child that is closed after it."""
+    """What comes of an answer, in a child that is closed after it.
+
+    Args:
+        name: of the exercise.
+        job: with the inputs that are drawn from the seed.
+        seed: the same.
+        child: to run it in.
+    """
     with child:
         try:
             report, said = child.run(job)
