@@ -57,7 +57,7 @@ def grade(settings: Namespace) -> None:
     handed_in = list(submissions(folder))
     seed = secrets.randbelow(1 << 30) if settings.seed is None else settings.seed
     wrapped = None if settings.trust else sandbox.tried(output.absolute().parent)
-    print(f"{len(handed_in)} submissions, {len(names)} exercises; the inputs are drawn with --seed {seed}.", flush=True)
+    print(f"Submissions: {len(handed_in)}. The inputs are drawn with --seed {seed}.", flush=True)
     results: dict[str, dict[str, Result]] = {}
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -218,7 +218,8 @@ def mistakes(results: Iterable[dict[str, Result]], names: list[str]) -> Iterator
     yield "What the class got right, and its mistakes:"
     for name in names:
         given = [result[name] for result in found if result[name].message != MISSING]
-        yield f"  {name}: {sum(result.passed for result in given)} right of {len(given)} handed in"
+        passed = sum(result.passed for result in given)
+        yield f"  {name}: {f'{passed} right of {len(given)}' if given else 'not'} handed in"
         named = Counter(kind_of(result) for result in given if not result.passed)
         yield from (f"    {count:>3} x {mistake}" for mistake, count in named.most_common())
 
@@ -235,13 +236,17 @@ def tally(handed_in: list[Submission]) -> Iterator[str]:
     """How often each option was predicted; the one that was measured is marked."""
     asked = {lesson.question.key: lesson.question for lesson in lessons()}
     asked |= {it.name: Question(it.name, it.question, it.options, it.answer) for it in EXPERIMENTS.values()}
-    yield "What the class predicted (* was measured):"
-    for key, question in asked.items():
-        counts = Counter(submission.predictions.get(key) for submission in handed_in)
-        given = [counts[number] for number in range(1, len(question.options) + 1)]
-        if not sum(given):
-            continue
+    given = {key: counts for key, it in asked.items() if any(counts := counted(handed_in, key, len(it.options)))}
+    yield "What the class predicted (* was measured):" if given else "No predictions were handed in."
+    for key, counts in given.items():
+        question = asked[key]
         yield f"\n  {question.text}"
-        for i, (option, count) in enumerate(zip(question.options, given, strict=True)):
-            bar = "#" * round(BAR * count / max(given))
+        for i, (option, count) in enumerate(zip(question.options, counts, strict=True)):
+            bar = "#" * round(BAR * count / max(counts))
             yield f"   {'*' if i == question.answer else ' '} {count:>3} {bar:<{BAR}} {option}"
+
+
+def counted(handed_in: list[Submission], key: str, options: int) -> list[int]:
+    """How often each option of a question was predicted."""
+    counts = Counter(submission.predictions.get(key) for submission in handed_in)
+    return [counts[number] for number in range(1, options + 1)]
