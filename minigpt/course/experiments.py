@@ -644,9 +644,9 @@ LIST = (
         0,
         arms("ten times as large", LARGE_START),
         Claim(
-            "The first loss is at least 0.5 nats above that of the usual start, which is ln V.",
+            "The first loss is at least 0.2 nats above that of the usual start, which is ln V.",
             more("first step", "ten times as large"),
-            0.5,
+            0.2,
         ),
         Claim(
             "It is not lost: at the end the loss is below 2 nats.",
