@@ -57,6 +57,18 @@ PARTS: dict[str, tuple[str, str, list[Argument]]] = {
         "the recipe is quickstart, on the CPU and in float32, as your answers were checked.",
         [("--mine", MINE)],
     ),
+    "export": (
+        "export.export",
+        "Write the lessons as slides, with notes for whoever teaches: for a browser, and as Markdown for pandoc.",
+        [
+            ("--output_dir", {"default": "slides", "help": "the folder to write into; slides by default"}),
+            (
+                "--lesson",
+                {**LESSON[1], "action": "append", "default": [], "help": "may be given again; all by default"},
+            ),
+            ("--ckpt_path", {"help": 'a checkpoint, "last" or "best": its live page is written beside the slides'}),
+        ],
+    ),
 }
 
 
