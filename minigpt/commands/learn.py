@@ -66,10 +66,19 @@ PARTS: dict[str, tuple[str, str, list[Argument]]] = {
             ("--exercise", {"action": "append", "metavar": "NAME", "help": "that counts; may be given again (all)"}),
             ("--output", {"default": "grades.csv", "metavar": "FILE", "help": "the marks (grades.csv)"}),
             ("--seed", {"type": int, "metavar": "N", "help": "of the inputs; by default drawn anew each time"}),
+            ("--trust", {"action": "store_true", "help": "run all without isolation: only what you have read"}),
+        ],
+    ),
+    "export": (
+        "export.export",
+        "Write the lessons as slides, with notes for whoever teaches: for a browser, and as Markdown for pandoc.",
+        [
+            ("--output_dir", {"default": "slides", "help": "the folder to write into; slides by default"}),
             (
-                "--trust",
-                {"action": "store_true", "help": "run all without isolation: only what you have read"},
+                "--lesson",
+                {**LESSON[1], "action": "append", "default": [], "help": "may be given again; all by default"},
             ),
+            ("--ckpt_path", {"help": 'a checkpoint, "last" or "best": its live page is written beside the slides'}),
         ],
     ),
 }

@@ -5,6 +5,7 @@ disagree.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,60 @@ FIGURES: dict[str, Callable[[Session], str]] = {
     "10-temperature.svg": temperature,
     "11-lens.svg": halfway,
     "12-ladder.svg": ladder,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the live page of a trained model, ``explain``, shows what a picture is about, or what comes nearest."""
+
+    says: str  # what is to be seen there
+    link: str  # the state as glassbox/page/state.js reads it; a step that the page lacks it leaves out
+
+
+VIEWS: dict[str, View] = {
+    "01-surprise.svg": View(
+        "The same in the live page: a text coloured by what each character costs", "depth=projector&panel=guide&card=2"
+    ),
+    "02-windows.svg": View(
+        "In the live page: what is expected after the place where you put the cursor",
+        "depth=projector&panel=expects&text=the+old+king&at=6",
+    ),
+    "03-gradients.svg": View(
+        "In the live page: a row of such a table, what a trained GPT expects after q",
+        "depth=projector&panel=expects&text=q",
+    ),
+    "04-averaging.svg": View(
+        "In the live page: a head before training, which still takes nearly the mean (if the run was filmed)",
+        "depth=projector&panel=heads&head=0.0&step=0",
+    ),
+    "05-attention.svg": View("The same in the live page: where one head looks", "depth=projector&panel=heads&head=1.2"),
+    "06-heads.svg": View(
+        "In the live page: the heads of each block side by side, each with a map of its own",
+        "depth=student&panel=heads&head=0.0",
+    ),
+    "07-sines.svg": View(  # this head of quickstart, see docs/glassbox.md
+        "In the live page: what places are good for, a head that looks at the character before",
+        "depth=projector&panel=heads&head=0.2",
+    ),
+    "08-alike.svg": View(
+        "In the live page: the stream after each addition, by what the model would answer there",
+        "depth=projector&panel=lens",
+    ),
+    "09-training.svg": View(
+        "The same in the live page: the loss of its model in training", "depth=projector&panel=time"
+    ),
+    "10-temperature.svg": View(
+        "The same in the live page: what is drawn from, in orange, at temperature 0.5",
+        "depth=projector&panel=expects&text=the+&temperature=0.5",
+    ),
+    "11-lens.svg": View(
+        "The same in the live page: what it would answer after each half of each block",
+        "depth=projector&panel=lens&text=the+old+queen+sees+the+quiet+q",
+    ),
+    "12-ladder.svg": View(
+        "In the live page: how one model came down, from its first step to its last", "depth=projector&panel=time"
+    ),
 }
 
 
