@@ -149,3 +149,19 @@ def test_the_course_goes_down_one_step_after_the_other() -> None:
     for before, after in itertools.pairwise(course):
         assert after.nats < before.nats + 0.02, after.path.name  # what is learned equals what is counted, but not more
     assert {path.name for path in PICTURES.glob("*.svg")} == {name for name in FIGURES if int(name[:2]) in numbers}
+
+
+def test_the_key_of_the_teachers_questions_is_what_the_lessons_print() -> None:
+    """And each question has its row, with an option that the question offers."""
+    document = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^\| \| key)", document, re.DOTALL | re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([abcd]) \| (.*) \| (\d+) \|$", document, re.MULTILINE)
+    assert len(asked) == len(rows) == 12
+    for (number, question), (row, letter, measured, lesson) in zip(asked, rows, strict=True):
+        assert number == row
+        assert f"({letter})" in question
+        body = lessons()[int(lesson) - 1].body
+        for value in re.findall(r"\d+\.\d+|\d+,\d+", measured.replace("Head 1.2", "").replace("head 0.3", "")):
+            assert value in body, (number, value)
+        for name in re.findall(r"learn break (\w+)", measured):
+            assert name in EXPERIMENTS
