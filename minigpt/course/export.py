@@ -18,7 +18,7 @@ from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole
 
 TITLE = "minigpt: the course"
-PARTS = Path(__file__).parent / "slides"  # of the deck
+PARTS = Path(__file__).parent / "deck"
 WRITTEN = "slides.sha256"  # what was written into a folder: lines of a digest and a name, as sha256sum has them
 
 

@@ -15,7 +15,7 @@ from minigpt.course.experiments import EXPERIMENTS
 from minigpt.course.figures import FOLDER, VIEWS
 from minigpt.course.lesson import Lesson, lessons
 
-# In hundredths of a slide's width, as slides/deck.css has them: what is below the heading, and letters of code.
+# In hundredths of a slide's width, as deck/deck.css has them: what is below the heading, and letters of code.
 WIDTH, HEIGHT = 87.0, 43.0
 SMALLEST, LARGEST = 1.6, 2.4
 ADVANCE, LEADING = 0.61, 1.31  # of a letter of code, and of a line, in letters' sizes
