@@ -23,7 +23,7 @@ from minigpt import generation, model, optim
 from minigpt.course import child, mine, progress, reading
 from minigpt.course.check import Result, check, equal, inputs_of, job_of, judge, report_of, results_of
 from minigpt.course.exercises import NAMES, exercise
-from minigpt.course.lesson import Step, lessons
+from minigpt.course.lesson import Lesson, Step, lessons
 from minigpt.errors import UserError
 from minigpt.fast import why_not
 from minigpt.glassbox.lens import lens, stages
@@ -488,6 +488,7 @@ def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplac
     assert "# Attention: query, key, value" in first
     assert "seed 7: D = 32 1.66" in first
     assert "What will seed 1 say?\n\n  1. the same\n" in first
+    assert first.count("What will seed 1 say?") == 1  # and not in the text as well
     assert "seed 1: D = 32 1.61" not in first  # which is the answer
     assert "compare((1,))" in Path("my/lesson_05.py").read_text(encoding="utf-8")
     assert folder.next_step() == Step("predict", "5")
@@ -505,6 +506,30 @@ def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplac
     assert folder.next_step() == Step("break", "no_scale")
     assert_clear_error(run_minigpt("learn", "predict", 5, 3), "stays as it was made", "the same")
     assert_clear_error(run_minigpt("learn", "read", 13), "no lesson 13")
+
+
+def test_on_a_terminal_a_wrong_number_is_asked_for_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["7", "", "x", "4"])
+    monkeypatch.setattr(reading, "on_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    assert run_minigpt("learn", "predict", 1).out.count("One of 1, 2, 3, 4.") == 2
+    assert progress.Folder().progress().predictions == {"1": 4}
+
+    def end_of_file(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end_of_file)
+    assert_clear_error(run_minigpt("learn", "predict", 2), "Nothing was predicted")
+
+
+@pytest.mark.parametrize("lesson", lessons(), ids=lambda lesson: lesson.title)
+def test_a_lesson_is_no_wider_than_a_terminal(lesson: Lesson) -> None:
+    filled = reading.filled(lesson.body, 80)
+    assert filled.split() == lesson.body.split()
+    blocks = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert blocks.findall(filled) == blocks.findall(lesson.body)  # code keeps its lines
+    prose = [line for line in blocks.sub("", filled).splitlines() if not line.startswith(("![", "|", ">"))]
+    assert max(map(len, prose)) < 80
 
 
 def test_a_lesson_that_its_experiment_answers_asks_once(workplace: Path) -> None:

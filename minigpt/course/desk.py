@@ -41,8 +41,9 @@ def overview(settings: Namespace) -> None:
         if step.kind != "write":
             return
         if not on_terminal():
-            checked(folder, step.name)
-            return
+            if not checked(folder, step.name):
+                return
+            continue
         if not watched(folder, [step.name], until_passed=True):
             return
         print(f"\n{folder.table()}")
@@ -92,6 +93,7 @@ def check_answer(settings: Namespace) -> None:
         print(f"New: {folder.answer(name)}")
     if not checked(folder, name):
         sys.exit(1)
+    print(f"Go on with: {command()}")
 
 
 def watch(settings: Namespace) -> None:
@@ -120,8 +122,9 @@ def watched(folder: Folder, names: list[str], until_passed: bool = False) -> boo
             return None
 
     seen = {name: look(folder.answer(name)) for name in names}
+    files = folder.answer(names[0]) if len(names) == 1 else f"an answer in {folder.path}"
     try:
-        print(f"Each save in {folder.path} is checked. Ctrl-C ends.", flush=True)
+        print(f"Each save of {files} is checked. Ctrl-C ends.", flush=True)
         while True:
             with Child() as child:  # it gets ready while the learner writes
                 while not (saved := [name for name in names if look(folder.answer(name)) not in (seen[name], None)]):

@@ -93,7 +93,9 @@ class Folder:
             with written_whole(path) as file:
                 file.write(text.encode())
         except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
+            raise UserError(
+                f"{path} can't be written: {error.strerror or error}. Start the course in a folder that is yours."
+            ) from error
 
     def answer(self, name: str) -> Path:
         """The file with the answer to an exercise."""
@@ -169,5 +171,7 @@ class Folder:
             rows.append(f"{lesson.number:>3}  {lesson.title:<36} {''.join(cells)} {work}".rstrip())
         written = sum(self.done(Step("write", name), progress) for name in NAMES)
         heading = f"{'':5}{'':<36} {'predict':^8}{'read':^8}{'break':^8} write"
-        top = f"{finished} of {len(rows)} lessons, {written} of {len(NAMES)} exercises; your files: {self.path}"
+        top = (
+            f"{finished} of {len(rows)} lessons, {written} of {len(NAMES)} exercises; your files: {self.path.resolve()}"
+        )
         return "\n".join([top, heading, *rows])

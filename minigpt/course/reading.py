@@ -2,7 +2,9 @@
 
 import pydoc
 import re
+import shutil
 import sys
+import textwrap
 from argparse import Namespace
 from functools import partial
 
@@ -32,11 +34,12 @@ def read(settings: Namespace) -> None:
     script = folder.script(lesson)
     said = folder.progress().predictions.get(question.key)
     if said is None:
-        show(lesson, first)
+        words = r"\s+".join(map(re.escape, question.text.split()))
+        show(lesson, re.sub(rf"{words}\Z", "", first).rstrip())  # the question comes with its options, and once
         print(f"\n{question.shown()}\n")
         if not on_terminal():
             print(f"Predict before you see it: {command(f'predict {lesson.number}')} 1, or another option's number.")
-            print(f"The lesson's Python is in {script}, to be run and changed.")
+            print(f"The lesson's Python is in {script}, to be run and changed. What follows the question answers it.")
             return
         said = predicted(folder, question, None)
         show(lesson, rest)
@@ -46,14 +49,38 @@ def read(settings: Namespace) -> None:
         progress.read = sorted({*progress.read, str(lesson.number)}, key=int)
     if question.key == str(lesson.number):  # otherwise the experiment will tell
         print(f"\nPrediction: {question.options[said - 1]}\nMeasured:   {question.options[question.answer]}")
-    print(f"The lesson's Python is in {script}, to be run and changed.\nGo on with: {command()}")
+    print(f"The lesson's Python is in {script}. Run it by: python {script}. Then change something in it, and see.")
+    print(f"Go on with: {command()}")
 
 
 def show(lesson: Lesson, text: str) -> None:
-    """Show Markdown, a page at a time on a terminal, with the places of its pictures."""
-    folder = lesson.path.parent.as_uri()
-    text = re.sub(r"!\[([^\]]*)\]\((?!\w+:)([^)]+)\)", rf"[Picture: \1 - {folder}/\2]", text)
-    (pydoc.pager if on_terminal() else print)(text)
+    """Show Markdown, a page at a time on a terminal and no wider than it, with the places of its pictures."""
+
+    def picture(found: re.Match[str]) -> str:
+        return f"[Picture: {found[1]} - {(lesson.path.parent / found[2]).resolve().as_uri()}]"
+
+    text = re.sub(r"!\[([^\]]*)\]\((?!\w+:)([^)]+)\)", picture, text)
+    if on_terminal():
+        pydoc.pager(filled(text, shutil.get_terminal_size().columns))
+    else:
+        print(text)
+
+
+def filled(text: str, columns: int) -> str:
+    """Markdown with the lines of its running text broken anew, where one is longer than a terminal is wide."""
+    wrapper = textwrap.TextWrapper(columns - 1, break_long_words=False, break_on_hyphens=False)
+
+    def paragraph(found: re.Match[str]) -> str:
+        lines = found[0].split("\n")
+        if lines[0].startswith(("|", ">", "[Picture")) or max(map(len, lines)) < columns:
+            return found[0]
+        items = re.split(r"\n(?=\d+\. |- )", found[0])  # one, where it is no list
+        return "\n".join(wrapper.fill(" ".join(item.split())) for item in items)
+
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # code stays as it is
+    return "".join(
+        part if part.startswith("```") else re.sub(r"[^\n](?:.|\n(?!\n))*", paragraph, part) for part in parts
+    )
 
 
 def predicted(folder: Folder, question: Question, option: int | None) -> int:
@@ -64,9 +91,14 @@ def predicted(folder: Folder, question: Question, option: int | None) -> int:
     numbers = [str(number) for number in range(1, len(question.options) + 1)]
     answer = str(option or "")
     while answer not in numbers:
-        if not on_terminal() or answer:
+        if not on_terminal() or option is not None:
             raise UserError(f"Predict before you see it, by an option's number: {', '.join(numbers)}.")
-        answer = input("Your prediction, by its number: ").strip()
+        if answer:
+            print(f"One of {', '.join(numbers)}.")
+        try:
+            answer = input("Your prediction, by its number: ").strip()
+        except EOFError:  # Ctrl-D, or the terminal is gone
+            raise UserError("Nothing was predicted. The same command asks again.") from None
     with folder.changed() as progress:
         progress.predictions[question.key] = int(answer)
     return int(answer)
@@ -79,8 +111,8 @@ def predict(settings: Namespace) -> None:
     before = folder.progress().predictions.get(question.key)
     if before is not None:
         raise UserError(
-            f"You have predicted in lesson {lesson.number}: {question.options[before - 1]} A prediction stays as it "
-            "was made."
+            f'You have predicted in lesson {lesson.number}: "{question.options[before - 1]}". A prediction stays as '
+            "it was made."
         )
     print(question.shown(), flush=True)
     said = predicted(folder, question, settings.option)
@@ -100,6 +132,8 @@ def experiment(settings: Namespace) -> None:
     question = Question(name, asked.question, asked.options, asked.answer)
     print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
     said = predicted(folder, question, settings.option)
+    if settings.option not in (said, None):
+        print(f"You predicted {said} before, and a prediction stays as it was made.")
     print(flush=True)
     run(name, say=partial(print, flush=True), prediction=said - 1)
     print(f"\n{asked.explanation}")
