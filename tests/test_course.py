@@ -277,6 +277,15 @@ def test_what_a_check_says_of_an_answer_that_is_no_known_mistake(tmp_path: Path)
     )
     assert "a float; wanted is a tensor" in said("cross_entropy", "return 1.5")
     assert "line 6: return 1 / 0\nZeroDivisionError" in said("attend", "pass\nreturn 1 / 0")
+    assert "None (is `return` missing?)" in said("attend", "pass")
+    assert said("windows", "return windows(*a)").count("return windows") == 1  # and not a thousand times
+    for body, advised in (
+        ("x, = a\nreturn torch.ones(6, 6).tril() @ x", "dtype=x.dtype"),
+        ("x, = a\nx += 1\nreturn x", "change an input in place"),
+        ("x, = a\nreturn torch.tensor(x.numpy().cumsum(1))", "NumPy knows no gradients"),
+        ("x, = a\nreturn x + torch.ones(6, 6)", "shapes don't fit"),
+    ):
+        assert advised in said("average_past", body)
     assert "SyntaxError" in said("attend", "return (")
     assert "first at [0, 0, 0, 0]: 1; wanted is" in said("attend", "return torch.ones(2, 3, 4, 5).double()")
     tensor = "from minigpt.course.exercises.choose import solution\nreturn torch.tensor(solution(*a))"
@@ -302,7 +311,7 @@ def test_an_answer_that_changes_its_inputs_or_prints_without_end_is_compared_all
 HOSTILE = {
     "while True: pass": "took more than 1 seconds, and was at line 3. Is there a loop",
     "import os; os._exit(0)": "ended the whole process.",
-    "import sys; sys.exit(0)": "SystemExit",
+    "import sys; sys.exit(0)": "ends the program by exit",
     "while True: print('and on and on')": "took more than 1 seconds",
     "import os; os.remove(__file__); raise ValueError('gone')": "ValueError: gone",
     "while True: __import__('os').write(2, b'x' * 10**6)": "File too large",
@@ -411,7 +420,7 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
 def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
     first = run_minigpt("learn")
     assert "0 of 12 lessons, 0 of 14 exercises" in first.out
-    assert "Next: lesson 1, What surprise costs" in first.out
+    assert "Next: lesson 1, What surprise costs, about 35 minutes" in first.out
     assert "Why not count mistakes?" in run_minigpt("learn", "read", 1).out
     assert run_minigpt("learn", "predict", 1, 4).code == 0
     assert "Measured:   more than guessing" in run_minigpt("learn", "read", 1).out
@@ -439,7 +448,7 @@ def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace:
     assert loss == pytest.approx(checkpoint["callbacks"]["RunCheckpoint"]["best_score"], abs=1e-4)
     # It goes on with the same parts alone.
     more = ("--ckpt_path", "last", "--trainer.max_steps", 6)
-    assert_clear_error(run_minigpt("fit", *more), "own, attend", f"learn train --mine attend --ckpt_path {last}")
+    assert_clear_error(run_minigpt("fit", *more), "own, attend", f"learn train --ckpt_path {last}")
     on = run_minigpt("learn", "train", *more)
     assert on.code == 0, on.err
     assert "model.CausalSelfAttention.attend = my.attend\n" in on.out
@@ -447,6 +456,25 @@ def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace:
     assert run_minigpt("fit", *more, "--branch", "true", "--trainer.max_steps", 8).code == 0
     assert "own_parts" not in read_checkpoint(last.parents[2] / "version_1" / "checkpoints" / "last.ckpt")
     assert progress.Folder().progress().trained == ["attend"]
+
+
+@pytest.mark.soak
+def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplace: Path) -> None:
+    answer("attend", ATTEND.replace(" / math.sqrt(D)", ""))
+    answer("layer_norm")
+    flags = ("--data.corpus", "text.txt", "--trainer.max_steps", 1, "--trainer.limit_val_batches", 1)
+    assert_clear_error(run_minigpt("learn", "train", "--mine", "attend", *flags), "attend isn't right", "The scale")
+    assert_clear_error(run_minigpt("learn", "train", "--mine", "block", *flags), "There is no", "learn check block")
+    own = run_minigpt("learn", "train", "--mine", "all", *flags)
+    assert own.code == 0, own.err
+    assert "Without your cross_entropy, attend, split_heads" in own.out
+    assert "layer_norm" not in own.out.partition(": not right yet")[0]
+    assert "model.LayerNorm.forward = my.layer_norm\n" in own.out
+    checkpoint = read_checkpoint(Path("lightning_logs/quickstart/version_0/checkpoints/last.ckpt"))
+    assert checkpoint["own_parts"] == ["layer_norm"]
+    assert checkpoint["global_step"] == 1
+    assert checkpoint["datamodule_hyper_parameters"]["corpus"].endswith("text.txt")
+    assert progress.Folder().progress().trained == ["layer_norm"]
 
 
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
@@ -463,7 +491,7 @@ def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path)
     assert_clear_error(run_minigpt("learn", "hint", "atend"), "no exercise atend; did you mean attend?")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"minigpt_course": 2}', '{"minigpt_course": 1, "read": 5}'])
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"minigpt_course": 3}', '{"minigpt_course": 2, "read": 5}'])
 def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path, damage: str) -> None:
     path = workplace / "my" / "progress.json"
     path.parent.mkdir()
@@ -494,6 +522,9 @@ def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplac
     assert folder.next_step() == Step("predict", "5")
     for wrong in ((), (0,), (4,)):
         assert_clear_error(run_minigpt("learn", "predict", 5, *wrong), "Predict before you see it")
+    with folder.changed() as done:
+        done.predictions["5"] = 9  # of another version, say
+    assert folder.next_step() == Step("predict", "5")
     assert run_minigpt("learn", "predict", 5, 1).code == 0
     assert folder.progress().predictions["5"] == 1
     assert folder.next_step() == Step("read", "5")

@@ -77,7 +77,8 @@ def test_a_lesson_has_what_the_learner_is_led_by(lesson: Lesson) -> None:
     question = lesson.question
     assert question.text.endswith("?")
     assert 2 <= len(set(question.options)) == len(question.options) <= 4
-    assert lesson.experiment in EXPERIMENTS
+    assert EXPERIMENTS[lesson.experiment].lesson == lesson.number
+    assert 20 <= lesson.minutes <= 60
     assert f"minigpt learn break {lesson.experiment}\n" in lesson.body
 
 

@@ -178,15 +178,47 @@ def judge(asked: Exercise, report: dict[str, Any], seed: int) -> Result:
     if state == "unwritten":
         return Result(False, "Not begun: replace `raise NotImplementedError` by your answer.")
     if state == "raised":
-        return Result(False, f"It raises an error:\n{report['error']}")
+        return Result(False, "\n".join([f"It raises an error:\n{report['error']}", *advice(report["error"])]))
     draws, wanted = report["draws"], list(results_of(asked, asked.solution, seed))
     if all(map(same, draws, wanted)):
-        return Result(True, "Right: values and gradients equal the real program's.")
+        compared = "values and gradients" if any(draw["gradients"]["items"] for draw in wanted) else "the values"
+        return Result(True, f"Right: {compared} equal the real program's.")
     for sentence, wrong in asked.wrong:
         if all(map(same, draws, results_of(asked, wrong, seed))):
             return Result(False, sentence, sentence)
     found, right = next((f, r) for f, r in zip(draws, wanted, strict=True) if not same(f, r))
     return Result(False, difference(asked, found, right))
+
+
+# What some errors of PyTorch's mean here, by what is in them.
+ADVICE = (
+    (
+        "expected scalar type|to have the same dtype|must have the same dtype",
+        "A tensor that you make has another type than the inputs: make it with dtype=x.dtype, x being an input.",
+    ),
+    (
+        "leaf Variable that requires grad",
+        "You change an input in place, by += or an assignment to a part of it: compute a new tensor.",
+    ),
+    (
+        "modified by an inplace operation",
+        "A tensor that the gradient still needs is changed in place: compute a new one.",
+    ),
+    (
+        r"numpy\(\) on Tensor that requires grad",
+        "NumPy knows no gradients: compute with PyTorch alone. (detach() would run, and lose the gradient.)",
+    ),
+    (
+        "must match the size of tensor|size mismatch|cannot be multiplied|invalid for input of size|not broadcastable",
+        "Two shapes don't fit. Write down the shape of each tensor, beginning with those at the top of the file. The "
+        "check's sizes all differ, so that none fits by chance.",
+    ),
+)
+
+
+def advice(error: str) -> list[str]:
+    """What an error means to somebody who meets it for the first time."""
+    return [meaning for pattern, meaning in ADVICE if re.search(pattern, error)][:1]
 
 
 def results_of(asked: Exercise, function: Callable[..., Any], seed: int) -> Iterable[dict[str, Any]]:
@@ -263,7 +295,10 @@ def kind(value: Any) -> str:
         return f"a tensor of {numbers} of shape {tuple(value.shape)}"
     if isinstance(value, dict):
         return f"a {value['kind']} of {len(value['items'])}" if value["items"] else f"a {value['kind']}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None (is `return` missing?)"
+    name = type(value).__name__
+    return f"an {name}" if name == "int" else f"a {name}"
 
 
 def short(value: Any) -> str:

@@ -61,7 +61,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         function = getattr(module_of(base64.b64decode(job["source"]), job["file"]), job["name"], None)
         if not callable(function):
             return {"state": "missing"}
-        draws = [drawn(function, tuple(map(unpacked, row))) for row in job["inputs"]]
+        draws = []
+        for row in job["inputs"]:
+            draws.append(drawn(function, tuple(map(unpacked, row))))
+            if isinstance(sys.stdout, Beginning):
+                sys.stdout.left = 0  # what it prints for the first inputs is enough
         return {"state": "ran", "draws": [{key: packed(value) for key, value in draw.items()} for draw in draws]}
     except NotImplementedError:
         return {"state": "unwritten"}
@@ -159,7 +163,10 @@ def told(error: BaseException, file: str) -> str:
     where = [f"  line {frame.lineno}: {frame.line}" for frame in frames]
     if isinstance(error, SyntaxError) and error.filename == file:
         where = [f"  line {error.lineno}: {(error.text or '').strip()}"]
-    return "\n".join([*where[:10], f"{type(error).__name__}: {str(error)[:PRINTED]}"])
+    if isinstance(error, SystemExit):
+        return "\n".join([*where[-1:], "It ends the program by exit: return a value instead."])
+    where = list(dict.fromkeys(where))[-6:]  # a function that calls itself has a thousand
+    return "\n".join([*where, f"{type(error).__name__}: {str(error)[:PRINTED]}"])
 
 
 # What is sent

@@ -54,7 +54,7 @@ def invitation(folder: Folder, step: Step) -> str:
     """What to do in a step, in a sentence."""
     if step.kind == "predict":
         lesson = known_lesson(int(step.name))
-        return f"lesson {step.name}, {lesson.title}: {command(f'read {step.name}')}"
+        return f"lesson {step.name}, {lesson.title}, about {lesson.minutes} minutes: {command(f'read {step.name}')}"
     if step.kind == "read":
         return f"the rest of lesson {step.name}: {command(f'read {step.name}')}"
     if step.kind == "break":

@@ -614,7 +614,7 @@ LIST = (
     ),
     Experiment(
         "no_feed_forward",
-        8,
+        11,
         "Two thirds of a block's parameters are in the feed-forward. What if it is left out?",
         (
             "It learns nothing: attention alone is linear.",

@@ -236,7 +236,7 @@ def tally(handed_in: list[Submission]) -> Iterator[str]:
     """How often each option was predicted; the one that was measured is marked."""
     asked = {lesson.question.key: lesson.question for lesson in lessons()}
     asked |= {it.name: Question(it.name, it.question, it.options, it.answer) for it in EXPERIMENTS.values()}
-    given = {key: counts for key, it in asked.items() if any(counts := counted(handed_in, key, len(it.options)))}
+    given = {key: counts for key, it in asked.items() if any(counts := counted(handed_in, it))}
     yield "What the class predicted (* was measured):" if given else "No predictions were handed in."
     for key, counts in given.items():
         question = asked[key]
@@ -246,7 +246,7 @@ def tally(handed_in: list[Submission]) -> Iterator[str]:
             yield f"   {'*' if i == question.answer else ' '} {count:>3} {bar:<{BAR}} {option}"
 
 
-def counted(handed_in: list[Submission], key: str, options: int) -> list[int]:
+def counted(handed_in: list[Submission], question: Question) -> list[int]:
     """How often each option of a question was predicted."""
-    counts = Counter(submission.predictions.get(key) for submission in handed_in)
-    return [counts[number] for number in range(1, options + 1)]
+    counts = Counter(question.said(submission.predictions) for submission in handed_in)
+    return [counts[number] for number in range(1, len(question.options) + 1)]

@@ -31,6 +31,11 @@ class Question:
     options: tuple[str, ...]
     answer: int  # which of the options was measured
 
+    def said(self, predictions: dict[str, int]) -> int | None:
+        """Which option was predicted, by its number; None where none was."""
+        number = predictions.get(self.key)
+        return number if number in range(1, len(self.options) + 1) else None
+
     def shown(self) -> str:
         """The question with its options, each with its number."""
         return "\n".join([self.text, "", *(f"  {number}. {option}" for number, option in enumerate(self.options, 1))])
@@ -51,6 +56,11 @@ class Lesson:
     @property
     def title(self) -> str:
         return self.values["title"]
+
+    @property
+    def minutes(self) -> int:
+        """That a careful reader takes for it, with its exercises: as estimated by one who walked the course."""
+        return int(self.values["minutes"])
 
     @property
     def exercises(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from minigpt.course.lesson import Lesson, Step, lessons
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, written_whole
 
-FORMAT = 1  # of progress.json
+FORMAT = 2  # of progress.json; in 1 predictions were texts
 
 
 def command(words: str = "") -> str:
@@ -59,6 +59,7 @@ class Folder:
         try:
             found = json.loads(raw)
             whole = found.keys() == empty.keys() and all(type(found[key]) is type(empty[key]) for key in empty)
+            whole = whole and all(type(number) is int for number in found["predictions"].values())
         except (ValueError, AttributeError, RecursionError):
             whole = False
         if not whole or found["minigpt_course"] != FORMAT:
@@ -135,7 +136,7 @@ class Folder:
             case "write":
                 return step.name in progress.passed and progress.passed[step.name] == self.digest(step.name)
             case "predict":
-                return lessons()[int(step.name) - 1].question.key in progress.predictions
+                return lessons()[int(step.name) - 1].question.said(progress.predictions) is not None
             case "read":
                 return step.name in progress.read
             case "break":

@@ -32,7 +32,7 @@ def read(settings: Namespace) -> None:
     lesson = known_lesson(settings.lesson or (int(step.name) if step else 1))
     question, (first, rest) = lesson.question, lesson.halves
     script = folder.script(lesson)
-    said = folder.progress().predictions.get(question.key)
+    said = question.said(folder.progress().predictions)
     if said is None:
         words = r"\s+".join(map(re.escape, question.text.split()))
         show(lesson, re.sub(rf"{words}\Z", "", first).rstrip())  # the question comes with its options, and once
@@ -85,7 +85,7 @@ def filled(text: str, columns: int) -> str:
 
 def predicted(folder: Folder, question: Question, option: int | None) -> int:
     """The option that is predicted, by its number: as it was recorded, or else now; it is asked for on a terminal."""
-    said = folder.progress().predictions.get(question.key)
+    said = question.said(folder.progress().predictions)
     if said is not None:
         return said
     numbers = [str(number) for number in range(1, len(question.options) + 1)]
@@ -108,7 +108,7 @@ def predict(settings: Namespace) -> None:
     """Record what you expect in a lesson, before you see it."""
     folder, lesson = Folder(), known_lesson(settings.lesson)
     question = lesson.question
-    before = folder.progress().predictions.get(question.key)
+    before = question.said(folder.progress().predictions)
     if before is not None:
         raise UserError(
             f'You have predicted in lesson {lesson.number}: "{question.options[before - 1]}". A prediction stays as '
@@ -123,7 +123,7 @@ def experiment(settings: Namespace) -> None:
     """Break something, and see what happens; what you expect is recorded before. Without a name, list what there is."""
     folder, name = Folder(), settings.name
     if name is None:
-        for each in EXPERIMENTS.values():
+        for each in sorted(EXPERIMENTS.values(), key=lambda it: it.lesson):
             print(f"{each.name:<24} lesson {each.lesson:>2}  {each.question}")
         return
     if name not in EXPERIMENTS:

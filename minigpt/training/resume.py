@@ -58,7 +58,7 @@ def check_parts(path: Path, checkpoint: dict[str, Any], parts: Sequence[str]) ->
     before = checkpoint.get("own_parts", [])
     if set(before) != set(parts):
         whose = f"parts of a learner's own, {', '.join(before)}" if before else "the program's own parts alone"
-        command = " ".join(["learn train", *(f"--mine {name}" for name in before)] if before else ["fit"])
+        command = "learn train" if before else "fit"
         raise UserError(
             f"The run of {path} was trained with {whose}. Go on with the same: python -m minigpt {command} "
             f"--ckpt_path {path}. Or begin a new run with other parts: add --branch true."

@@ -83,7 +83,8 @@ def _step(correct: bool = True, decay: str = "decoupled", eps_inside: bool = Fal
         c1, c2 = (m1 / (1 - b1**t), m2 / (1 - b2**t)) if correct else (m1, m2)
         root = (c2 + eps).sqrt() if eps_inside else c2.abs().sqrt() + eps
         shrunk = {"decoupled": p * (1 - rate * wd), "whole": p * (1 - wd), "grown": p * (1 + rate * wd)}.get(decay, p)
-        return shrunk - rate * c1 / root, m1, m2
+        new = shrunk - rate * c1 / root
+        return new * (1 - rate * wd) if decay == "after" else new, m1, m2
 
     return stepped
 
@@ -100,6 +101,7 @@ WRONG = [
         _step(decay="coupled"),
     ),
     ("The weight decay is missing.", _step(decay="none")),
+    ("You shrink the parameter after the step: shrink it before, so that the step stays whole.", _step(decay="after")),
     ("Your decay isn't multiplied by the learning rate.", _step(decay="whole")),
     ("Your decay has the wrong sign: the parameter shrinks.", _step(decay="grown")),
     ("Your eps stands under the root: it is added to the root.", _step(eps_inside=True)),

@@ -59,6 +59,12 @@ def _strictly(x_BTC: Tensor) -> Tensor:
     return weight_TS / weight_TS.sum(-1, keepdim=True).clamp(min=1) @ x_BTC
 
 
+def _strictly_by_division(x_BTC: Tensor) -> Tensor:
+    T = x_BTC.shape[1]
+    weight_TS = torch.ones(T, T, dtype=x_BTC.dtype).tril(-1)
+    return weight_TS / weight_TS.sum(-1, keepdim=True) @ x_BTC
+
+
 def _one_more(x_BTC: Tensor) -> Tensor:
     T = x_BTC.shape[1]
     weight_TS = torch.ones(T, T, dtype=x_BTC.dtype).tril(1)
@@ -76,6 +82,22 @@ WRONG = [
     ("You leave out the place itself: the mean is over 0 to t.", _strictly),
     ("You see one place too far: a mask that is off by one lets t see t + 1.", _one_more),
     ("You sum and don't divide: wanted is the mean.", lambda x: x.cumsum(1)),
+    (
+        "You leave out the place itself, so place 0 has nothing to average and is no number: the mean is over 0 to t.",
+        _strictly_by_division,
+    ),
+    (
+        "You divide by t at place t: from 0 to t there are t + 1 vectors.",
+        lambda x: x.cumsum(1) / torch.arange(x.shape[1]).clamp(min=1).view(-1, 1),
+    ),
+    (
+        "You sum and count over the batch, which is the first dimension: sum over the places, dimension 1.",
+        lambda x: x.cumsum(0) / torch.arange(1, len(x) + 1).view(-1, 1, 1),
+    ),
+    (
+        "You sum over the batch, its first dimension: sum over the places, dimension 1.",
+        lambda x: x.cumsum(0) / torch.arange(1, x.shape[1] + 1).view(-1, 1),
+    ),
     ("You divide by T everywhere: at place t there are t + 1 vectors.", lambda x: x.cumsum(1) / x.shape[1]),
     ("You divide each column by its sum; the rows must sum to 1.", _columns),
     ("You average over the channels: wanted is the mean over places.", lambda x: x.mean(-1, keepdim=True).expand_as(x)),

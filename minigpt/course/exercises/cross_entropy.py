@@ -37,8 +37,10 @@ HINTS = [
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     B, T, V = 2, 5, 7
     logits_BTV = 3 * torch.randn(B, T, V, generator=generator, dtype=torch.float64)
+    targets_BT = torch.randint(V, (B, T), generator=generator)
     logits_BTV[0, 0] += 1000
-    return logits_BTV.requires_grad_(), torch.randint(V, (B, T), generator=generator)
+    logits_BTV[1, 2, targets_BT[1, 2]] -= 1000  # as probability it is 0, and its logarithm is not finite
+    return logits_BTV.requires_grad_(), targets_BT
 
 
 def specification(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -62,6 +64,16 @@ def _naive(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return -probabilities_BTV.gather(-1, targets_BT.unsqueeze(-1)).log().mean()
 
 
+def _minus_largest_of_all(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    less_BTV = logits_BTV - logits_BTV.max()
+    taken_BT = less_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1)
+    return (less_BTV.exp().sum(-1).log() - taken_BT).mean()
+
+
+def _logarithm_of_softmax(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    return -logits_BTV.softmax(-1).gather(-1, targets_BT.unsqueeze(-1)).log().mean()
+
+
 def _per_batch(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return solution(logits_BTV, targets_BT) * targets_BT.shape[1]
 
@@ -78,6 +90,16 @@ WRONG = [
     (
         "exp overflows: your loss is not a number for logits of 1000. Subtract the largest first, or use logsumexp.",
         _naive,
+    ),
+    (
+        "You take the logarithm of a softmax: a probability of e^-1000 is 0 by then, and its logarithm is infinite. "
+        "Use log_softmax or logsumexp, which never make the probability.",
+        _logarithm_of_softmax,
+    ),
+    (
+        "You subtract the largest of all logits: where a place's own are far below it, exp gives 0 and the logarithm "
+        "is infinite. Subtract the largest of each place.",
+        _minus_largest_of_all,
     ),
     ("You sum over all places; wanted is the mean.", lambda z, y: solution(z, y) * y.numel()),
     ("You divide by B alone: the mean is over all B * T places.", _per_batch),

@@ -89,9 +89,23 @@ def _detached(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Te
     return (x_BTC - mean) / (variance + eps).sqrt() * weight_C + bias_C
 
 
+BATCH = "You normalise over the batch: that is batch norm. Here each place is normalised by its own channels."
+
 WRONG = [
-    ("You normalise over the batch: that is batch norm. Here each place is normalised by its own channels.", _over(0)),
+    (BATCH, _over(0)),
+    (f"{BATCH} (And the variance is divided by the number of values, not by one less.)", _over(0, correction=1)),
+    ("You normalise over batch and places, as batch norm does: each place has its own mean.", _over((0, 1))),
+    (
+        "You normalise over batch and places, as batch norm does, by a variance divided by one less than the number of "
+        "values: each place has its own mean and variance, the latter divided by C.",
+        _over((0, 1), correction=1),
+    ),
     ("You normalise over the places of a text: the mean would know the future. Each place has its own.", _over(1)),
+    (
+        "You normalise over the places of a text, by a variance divided by T - 1: each place has its own mean, and its "
+        "own variance, divided by C.",
+        _over(1, correction=1),
+    ),
     ("You normalise over places and channels together: each place has its own mean.", _over((1, 2))),
     ("Your variance is divided by C - 1: wanted is the biased one, divided by C.", _over(-1, correction=1)),
     ("Your eps stands outside the root: it is added to the variance, under it.", _eps_outside),

@@ -74,6 +74,12 @@ def _whole_cosine(step: int, peak: float, warmup_steps: int, max_steps: int) -> 
     return peak * math.cos(math.pi / 2 * (step - warmup_steps) / (max_steps - warmup_steps))
 
 
+def _without_pi(step: int, peak: float, warmup_steps: int, max_steps: int) -> float:
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * 0.5 * (1 + math.cos((step - warmup_steps) / (max_steps - warmup_steps)))
+
+
 WRONG = [
     ("Your warm-up begins one step late or early: at step 0 the rate is 0.", _with(from_one=True)),
     ("Your cosine begins at step 0: it begins where the warm-up ends, or the rate jumps there.", _with(whole=True)),
@@ -81,6 +87,7 @@ WRONG = [
     ("You have no warm-up.", _with(warm=False)),
     ("You end at a tenth of the peak: GPT-1's schedule ends at 0.", _with(floor=0.1)),
     ("Yours is a quarter of a cosine: (1 + cos) / 2 of an angle that goes from 0 to pi.", _whole_cosine),
+    ("Pi is missing: the cosine's angle goes from 0 to pi.", _without_pi),
     ("You forget the peak: yours goes from 0 to 1.", lambda step, peak, w, m: specification(step, 1.0, w, m)),
     (
         "Your cosine is divided by all steps: the progress is (step - warm-up) / (max_steps - warm-up).",
