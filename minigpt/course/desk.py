@@ -8,10 +8,10 @@ from pathlib import Path
 
 from minigpt.course.check import Child, check
 from minigpt.course.exercises import NAMES, exercise
-from minigpt.course.lesson import Step
+from minigpt.course.lesson import Step, known_lesson
 from minigpt.course.mine import PLACES
 from minigpt.course.progress import Folder, command
-from minigpt.course.reading import known_lesson, on_terminal
+from minigpt.course.reading import on_terminal
 from minigpt.errors import UserError
 
 POLLING = 0.3  # seconds between two looks at the files

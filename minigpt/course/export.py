@@ -11,8 +11,7 @@ import jinja2
 import markdown
 
 from minigpt.course.figures import FOLDER
-from minigpt.course.lesson import Lesson, lessons
-from minigpt.course.reading import known_lesson
+from minigpt.course.lesson import Lesson, known_lesson, lessons
 from minigpt.course.slides import PICTURE_HERE, Slide, slides
 from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole

@@ -9,7 +9,7 @@ from argparse import Namespace
 from functools import partial
 
 from minigpt.course.experiments import EXPERIMENTS, run
-from minigpt.course.lesson import Lesson, Question, lessons
+from minigpt.course.lesson import Lesson, Question, known_lesson, question_of
 from minigpt.course.progress import Folder, command
 from minigpt.errors import UserError
 
@@ -17,12 +17,6 @@ from minigpt.errors import UserError
 def on_terminal() -> bool:
     """Whether somebody is there to save files and to be asked."""
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
-
-
-def known_lesson(number: int) -> Lesson:
-    if not 1 <= number <= len(lessons()):
-        raise UserError(f"There is no lesson {number}; there are 1 to {len(lessons())}.")
-    return lessons()[number - 1]
 
 
 def read(settings: Namespace) -> None:
@@ -34,8 +28,8 @@ def read(settings: Namespace) -> None:
     script = folder.script(lesson)
     said = question.said(folder.progress().predictions)
     if said is None:
-        words = r"\s+".join(map(re.escape, question.text.split()))
-        show(lesson, re.sub(rf"{words}\Z", "", first).rstrip())  # the question comes with its options, and once
+        # The question comes with its options, and once.
+        show(lesson, re.sub(rf"{question.pattern}\Z", "", first).rstrip())
         print(f"\n{question.shown()}\n")
         if not on_terminal():
             print(f"Predict before you see it: {command(f'predict {lesson.number}')} 1, or another option's number.")
@@ -129,7 +123,7 @@ def experiment(settings: Namespace) -> None:
     if name not in EXPERIMENTS:
         raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
     asked = EXPERIMENTS[name]
-    question = Question(name, asked.question, asked.options, asked.answer)
+    question = question_of(asked)
     print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
     said = predicted(folder, question, settings.option)
     if settings.option not in (said, None):

@@ -76,8 +76,7 @@ def prediction(lesson: Lesson) -> list[Slide]:
     """The question, and after it what was measured."""
     question, (first, rest) = lesson.question, lesson.halves
     before = first.rpartition("\n## Predict\n")[2]
-    words = r"\s+".join(map(re.escape, question.text.split()))
-    before, after = re.sub(words, "", before).strip(), re.split(r"^## ", rest, flags=re.MULTILINE)[0].strip()
+    before, after = re.sub(question.pattern, "", before).strip(), re.split(r"^## ", rest, flags=re.MULTILINE)[0].strip()
     made = []
     if BLOCK.search(before):
         made, before = section_slides("Predict", before), ""
