@@ -1,5 +1,6 @@
 """The course: exercises and their mistakes, answers that misbehave, and the program trained with one's own parts."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -488,10 +489,23 @@ def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path)
     assert Path("my/attend.py").read_text() == asked.stub
     assert [Path(f"my/before/attend_{number}.py").read_text() for number in (1, 2)] == ["first", "second"]
     assert asked.hints[1] not in run_minigpt("learn", "hint", "attend").out
-    assert_clear_error(run_minigpt("learn", "hint", "atend"), "no exercise atend; did you mean attend?")
+    for name in ("atend", "ATTEND", "my/attend.py"):
+        assert_clear_error(run_minigpt("learn", "hint", name), f"no exercise {name}; did you mean attend?")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"minigpt_course": 3}', '{"minigpt_course": 2, "read": 5}'])
+def kept(**changed: Any) -> str:
+    """A progress file, with something in it changed."""
+    return json.dumps(dataclasses.asdict(progress.Progress()) | changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "{", "[1]", '{"minigpt_course": 2}'),
+        *(kept(minigpt_course=3), kept(more=1), kept(read=5), kept(read=[1]), kept(experiments=[{}])),
+        *(kept(predictions={"1": True}), kept(passed={"attend": 5}), kept(hints={"attend": "two"})),
+    ],
+)
 def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path, damage: str) -> None:
     path = workplace / "my" / "progress.json"
     path.parent.mkdir()
@@ -536,7 +550,8 @@ def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplac
     assert Path("my/lesson_05.py").read_text(encoding="utf-8") == "# changed\n"
     assert folder.next_step() == Step("break", "no_scale")
     assert_clear_error(run_minigpt("learn", "predict", 5, 3), "stays as it was made", "the same")
-    assert_clear_error(run_minigpt("learn", "read", 13), "no lesson 13")
+    for number in (0, 13):
+        assert_clear_error(run_minigpt("learn", "read", number), f"no lesson {number}; there are 1 to 12")
 
 
 def test_on_a_terminal_a_wrong_number_is_asked_for_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def known(name: str | None, folder: Folder) -> str:
         step = folder.next_step("write")
         return step.name if step else NAMES[-1]
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
+        near = difflib.get_close_matches(name.lower(), NAMES, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}."
         raise UserError(f"There is no exercise {name}; {hint}")
     return name
@@ -37,6 +37,8 @@ def overview(settings: Namespace) -> None:
     folder = Folder()
     print(folder.table())
     while step := folder.next_step():
+        if step.kind == "write":
+            folder.begin(step.name)
         print(f"\nNext: {invitation(folder, step)}")
         if step.kind != "write":
             return
@@ -61,7 +63,6 @@ def invitation(folder: Folder, step: Step) -> str:
         return f"predict, and see what happens: {command(f'break {step.name}')}"
     if step.kind == "train":
         return f"train the real program with what you wrote: {command(f'train --mine {step.name}')}"
-    folder.begin(step.name)
     asked = exercise(step.name)
     return (
         f"write {folder.answer(step.name)} (lesson {asked.lesson}: {asked.title}). "
@@ -79,7 +80,7 @@ def checked(folder: Folder, name: str, child: Child | None = None) -> bool:
     if result.printed.strip():
         print("It printed:\n  " + "\n  ".join(result.printed.strip().splitlines()[:20]))
     print(f"{name}: {result.message}", flush=True)
-    folder.judged(name, digest, result.passed)
+    folder.keep_result(name, digest, result.passed)
     if result.passed and name in PLACES:
         print(f"Train the real program with it: {command(f'train --mine {name}')}", flush=True)
     return result.passed

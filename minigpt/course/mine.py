@@ -315,5 +315,5 @@ def fault(folder: Folder, name: str) -> str:
     if folder.done(Step("write", name), folder.progress()):
         return ""
     result = check(name, path)
-    folder.judged(name, digest, result.passed)
+    folder.keep_result(name, digest, result.passed)
     return "" if result.passed else result.message

@@ -22,8 +22,11 @@ def on_terminal() -> bool:
 def read(settings: Namespace) -> None:
     """Show a lesson, by default the next: up to its question, and once you have answered that, to its end."""
     folder = Folder()
-    step = folder.next_step("read")
-    lesson = known_lesson(settings.lesson or (int(step.name) if step else 1))
+    number = settings.lesson
+    if number is None:
+        step = folder.next_step("read")
+        number = int(step.name) if step else 1
+    lesson = known_lesson(number)
     question, (first, rest) = lesson.question, lesson.halves
     script = folder.script(lesson)
     said = question.said(folder.progress().predictions)
@@ -40,7 +43,7 @@ def read(settings: Namespace) -> None:
     else:
         show(lesson, f"{first}\n\n{rest}")
     with folder.changed() as progress:
-        progress.read = sorted({*progress.read, str(lesson.number)}, key=int)
+        progress.read = list(dict.fromkeys([*progress.read, str(lesson.number)]))
     if question.key == str(lesson.number):  # otherwise the experiment will tell
         print(f"\nPrediction: {question.options[said - 1]}\nMeasured:   {question.options[question.answer]}")
     print(f"The lesson's Python is in {script}. Run it by: python {script}. Then change something in it, and see.")
