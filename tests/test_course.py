@@ -24,6 +24,7 @@ from minigpt import generation, model, optim
 from minigpt.course import child, mine, progress, reading
 from minigpt.course.check import Result, check, equal, inputs_of, job_of, judge, report_of, results_of
 from minigpt.course.exercises import NAMES, exercise
+from minigpt.course.experiments import EXPERIMENTS
 from minigpt.course.lesson import Lesson, Step, lessons
 from minigpt.errors import UserError
 from minigpt.fast import why_not
@@ -510,9 +511,11 @@ def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path,
     path = workplace / "my" / "progress.json"
     path.parent.mkdir()
     path.write_text(damage)
+    answer("attend")
     for words in ([], ["hint", "attend"], ["reset", "attend"]):
         assert_clear_error(run_minigpt("learn", *words), "progress.json", "left as it is", "move it away")
     assert path.read_text() == damage
+    assert "solution" in Path("my/attend.py").read_text(encoding="utf-8")
 
 
 def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplace: Path) -> None:
@@ -592,7 +595,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
 
     made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), answer=0)
     made.change, made.explanation = "- mask", "It copies."
-    monkeypatch.setattr(reading, "EXPERIMENTS", {"no_mask": made})
+    monkeypatch.setitem(EXPERIMENTS, "no_mask", made)
     monkeypatch.setattr(reading, "run", run)
     assert "no_mask                  lesson  5  Higher?" in run_minigpt("learn", "break").out
     asked = run_minigpt("learn", "break", "no_mask")
@@ -604,6 +607,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
         assert "no_mask ran, 1 expected\n\nIt copies." in done.out
     assert progress.Folder().progress().predictions == {"no_mask": 2}
     assert progress.Folder().progress().experiments == ["no_mask"]
+    assert_clear_error(run_minigpt("learn", "break", "No-mask", 1), "no experiment No-mask; did you mean no_mask?")
 
 
 @pytest.mark.soak

@@ -1,6 +1,6 @@
 """The break-it lab: experiments, each one line or one flag away from the real program.
 
-First the learner predicts, then it runs, then he sees what is measured: a signature, which tells this fault from
+First the learner predicts, then it runs, then it shows what was measured: a signature, which tells this fault from
 others, and something that one might expect but that does not happen. ``python -m minigpt.course.experiments --seeds 5``
 measures all of it over several seeds.
 
@@ -43,7 +43,7 @@ Results = dict[str, dict[str, float]]  # of each arm, by its name, what was meas
 
 # The texts
 
-LENGTH = 120_000  # characters of the course's own text, which is read where the learner names none
+LENGTH = 120_000  # characters of the course's own text, which is read where no other is given
 NOISE = "abcdefghijklmnop"
 
 
@@ -765,6 +765,19 @@ EXPERIMENTS = {experiment.name: experiment for experiment in LIST}
 Row = tuple[str, str]
 
 
+def known_experiment(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name.lower(), EXPERIMENTS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}."
+        raise UserError(f"There is no experiment {name}; {hint}")
+    return EXPERIMENTS[name]
+
+
 def told(measured: dict[str, float]) -> str:
     """What was measured, in a line."""
     return ", ".join(
@@ -794,11 +807,9 @@ def run(
     Raises:
         UserError: there is no such experiment, the text is short, or the line that it changes isn't there.
     """
-    if name not in EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
     if text is not None and len(text) < 20_000:
         raise UserError(f"The text has {len(text):,} characters; an experiment needs 20,000.")
-    experiment, rows = EXPERIMENTS[name], []
+    experiment, rows = known_experiment(name), []
     width = max(len("not happening"), *(len(arm.name) for arm in experiment.arms))
 
     def add(label: str, line: str) -> None:
@@ -830,7 +841,7 @@ def survey(names: list[str], seeds: range) -> Iterator[str]:
     yield "| experiment | signature: mean ± spread, at least | margin | not happening | margin | s an arm |"
     yield "|---|---|---|---|---|---|"
     for name in names:
-        experiment, seconds, all_results = EXPERIMENTS[name], 0.0, []
+        experiment, seconds, all_results = known_experiment(name), 0.0, []
         for seed in seeds:
             results: Results = {}
             for arm in experiment.arms:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -117,15 +118,15 @@ class Folder:
     def reset(self, name: str) -> Path | None:
         """Begin an answer anew; return the copy of what was there, if there was anything."""
         path, backup = self.answer(name), None
-        if path.exists():
-            numbers = (self.path / "before" / f"{name}_{number}.py" for number in range(1, 10**6))
-            backup = next(path for path in numbers if not path.exists())
-            try:
-                copied_whole(path, backup)
-            except OSError as error:
-                raise UserError(f"{path} can't be copied to {backup}: {error.strerror or error}.") from error
-        self.write(path, exercise(name).stub)
-        with self.changed() as progress:
+        with self.changed() as progress:  # first, so that nothing is touched where it can't be read
+            if path.exists():
+                numbers = (self.path / "before" / f"{name}_{number}.py" for number in itertools.count(1))
+                backup = next(it for it in numbers if not it.exists())
+                try:
+                    copied_whole(path, backup)
+                except OSError as error:
+                    raise UserError(f"{path} can't be copied to {backup}: {error.strerror or error}.") from error
+            self.write(path, exercise(name).stub)
             progress.passed.pop(name, None)
             progress.hints.pop(name, None)
         return backup

@@ -8,7 +8,7 @@ import textwrap
 from argparse import Namespace
 from functools import partial
 
-from minigpt.course.experiments import EXPERIMENTS, run
+from minigpt.course.experiments import EXPERIMENTS, known_experiment, run
 from minigpt.course.lesson import Lesson, Question, known_lesson, question_of
 from minigpt.course.progress import Folder, command
 from minigpt.errors import UserError
@@ -123,9 +123,7 @@ def experiment(settings: Namespace) -> None:
         for each in sorted(EXPERIMENTS.values(), key=lambda it: it.lesson):
             print(f"{each.name:<24} lesson {each.lesson:>2}  {each.question}")
         return
-    if name not in EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
-    asked = EXPERIMENTS[name]
+    asked = known_experiment(name)
     question = question_of(asked)
     print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
     said = predicted(folder, question, settings.option)
