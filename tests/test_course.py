@@ -467,7 +467,8 @@ def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplac
     flags = ("--data.corpus", "text.txt", "--trainer.max_steps", 1, "--trainer.limit_val_batches", 1)
     assert_clear_error(run_minigpt("learn", "train", "--mine", "attend", *flags), "attend isn't right", "The scale")
     assert_clear_error(run_minigpt("learn", "train", "--mine", "block", *flags), "There is no", "learn check block")
-    own = run_minigpt("learn", "train", "--mine", "all", *flags)
+    assert_clear_error(run_minigpt("learn", "train", "--mine", "all", "--mine", "attend", *flags), "attend isn't right")
+    own = run_minigpt("learn", "train", "--mine", "all", "--mine", "layer_norm", *flags)
     assert own.code == 0, own.err
     assert "Without your cross_entropy, attend, split_heads" in own.out
     assert "layer_norm" not in own.out.partition(": not right yet")[0]
@@ -477,6 +478,16 @@ def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplac
     assert checkpoint["global_step"] == 1
     assert checkpoint["datamodule_hyper_parameters"]["corpus"].endswith("text.txt")
     assert progress.Folder().progress().trained == ["layer_norm"]
+
+
+def test_where_no_part_is_right_nothing_is_trained(workplace: Path) -> None:
+    assert_clear_error(run_minigpt("learn", "train"), "Name parts of your own", "places for cross_entropy, attend")
+    named = run_minigpt("learn", "train", "--mine", "lens", "--mine", "all")
+    assert_clear_error(named, "lens has no place in the program")
+    everything = run_minigpt("learn", "train", "--mine", "all")
+    assert "Without your cross_entropy, attend, " in everything.out
+    assert_clear_error(everything, "None of your parts is right yet")
+    assert not Path("lightning_logs").exists()
 
 
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
