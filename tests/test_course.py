@@ -529,6 +529,12 @@ def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path,
     assert "solution" in Path("my/attend.py").read_text(encoding="utf-8")
 
 
+def test_a_file_in_the_place_of_the_folder_is_told(workplace: Path) -> None:
+    Path("my").write_text("notes")
+    for words in ([], ["check", "attend"], ["train", "--mine", "attend"]):
+        assert_clear_error(run_minigpt("learn", *words), "my is a file here", "Move the file away")
+
+
 def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplace: Path) -> None:
     folder = progress.Folder()
     for name in NAMES[: NAMES.index("attend")]:

@@ -17,8 +17,12 @@ from minigpt.errors import UserError
 POLLING = 0.3  # seconds between two looks at the files
 
 
-def known(name: str | None, folder: Folder) -> str:
-    """The name of an exercise; by default that of the one that is next."""
+def known_exercise(name: str | None, folder: Folder) -> str:
+    """The name of an exercise; by default that of the one that is next.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if name is None:
         step = folder.next_step("write")
         return step.name if step else NAMES[-1]
@@ -33,7 +37,7 @@ def known(name: str | None, folder: Folder) -> str:
 
 
 def overview(settings: Namespace) -> None:
-    """Show how far you are, and what is next. While that is an answer to write, look at it each time it is saved."""
+    """Show how far you are, and what is next. While that is an answer to write, check it each time it is saved."""
     folder = Folder()
     print(folder.table())
     while step := folder.next_step():
@@ -89,7 +93,7 @@ def checked(folder: Folder, name: str, child: Child | None = None) -> bool:
 def check_answer(settings: Namespace) -> None:
     """Check an answer: its values and gradients, on inputs drawn anew; if it is wrong, tell the mistake."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     if folder.begin(name):
         print(f"New: {folder.answer(name)}")
     if not checked(folder, name):
@@ -142,7 +146,7 @@ def watched(folder: Folder, names: list[str], until_passed: bool = False) -> boo
 def hint(settings: Namespace) -> None:
     """Show a hint, one more at each call: a question, the shapes, the steps, the line of the real program."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     hints = exercise(name).hints
     with folder.changed() as progress:
         shown = progress.hints[name] = min(progress.hints.get(name, 0) + 1, len(hints))
@@ -153,6 +157,6 @@ def hint(settings: Namespace) -> None:
 def reset(settings: Namespace) -> None:
     """Begin an answer anew; what was there is kept."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     backup = folder.reset(name)
     print(f"{folder.answer(name)} is as it was in the beginning." + (f" Your answer is in {backup}." if backup else ""))

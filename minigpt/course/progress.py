@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from minigpt.course.exercises import NAMES, exercise
-from minigpt.course.lesson import Lesson, Step, lessons
+from minigpt.course.lesson import Lesson, Step, known_lesson, lessons
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, written_whole
 
@@ -46,9 +46,18 @@ def is_of_type(value: Any, wanted: Any) -> bool:
 
 
 class Folder:
-    """The learner's folder."""
+    """The learner's folder.
+
+    Raises:
+        UserError: a file has its name.
+    """
 
     def __init__(self, path: Path = Path("my")) -> None:
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file here, and the course keeps your answers in a folder of this name. Move the file "
+                "away, or start the course in another folder."
+            )
         self.path, self.record = path, path / "progress.json"
 
     def progress(self) -> Progress:
@@ -143,7 +152,7 @@ class Folder:
             case "write":
                 return step.name in progress.passed and progress.passed[step.name] == self.digest(step.name)
             case "predict":
-                return lessons()[int(step.name) - 1].question.said(progress.predictions) is not None
+                return known_lesson(int(step.name)).question.said(progress.predictions) is not None
             case "read":
                 return step.name in progress.read
             case "break":
