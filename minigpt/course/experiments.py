@@ -43,7 +43,7 @@ Results = dict[str, dict[str, float]]  # of each arm, by its name, what was meas
 
 # The texts
 
-LENGTH = 120_000  # characters of the course's own text, which is read where no other is given
+LENGTH = 120_000  # characters of the course's own text, or of an experiment's own
 NOISE = "abcdefghijklmnop"
 
 
@@ -785,13 +785,7 @@ def told(measured: dict[str, float]) -> str:
     )
 
 
-def run(
-    name: str,
-    seed: int = 0,
-    say: Callable[[str], None] = print,
-    prediction: int | None = None,
-    text: str | None = None,
-) -> list[Row]:
+def run(name: str, seed: int = 0, say: Callable[[str], None] = print, prediction: int | None = None) -> list[Row]:
     """Run an experiment, and say what comes of it.
 
     Args:
@@ -799,16 +793,13 @@ def run(
         seed: decides the first weights, the batches, and the text that is made on the spot.
         say: takes each line of the table as soon as it is known.
         prediction: which of the options the learner has chosen.
-        text: what to train on instead, of 20,000 characters or more. The signatures are measured on the made text.
 
     Returns:
         The table: what each line is about, and what it says.
 
     Raises:
-        UserError: there is no such experiment, the text is short, or the line that it changes isn't there.
+        UserError: there is no such experiment, or the line that it changes isn't there.
     """
-    if text is not None and len(text) < 20_000:
-        raise UserError(f"The text has {len(text):,} characters; an experiment needs 20,000.")
     experiment, rows = known_experiment(name), []
     width = max(len("not happening"), *(len(arm.name) for arm in experiment.arms))
 
@@ -820,7 +811,7 @@ def run(
         add("prediction", experiment.options[prediction])
     results: Results = {}
     for arm in experiment.arms:
-        results[arm.name] = measured(experiment, arm, seed, text)
+        results[arm.name] = measured(experiment, arm, seed)
         add(arm.name, told(results[arm.name]))
     for label, claim in (("signature", experiment.signature), ("not happening", experiment.not_happening)):
         add(label, f"{'Yes' if claim(results) else 'NOT SO HERE'}: {claim.sentence}")
@@ -828,12 +819,12 @@ def run(
     return rows
 
 
-def measured(experiment: Experiment, arm: Arm, seed: int, text: str | None = None) -> dict[str, float]:
-    """What an experiment measures of one of its arms; a text of the experiment's own goes before a given one."""
-    made = experiment.text(seed) if experiment.text else text or sentences(LENGTH, seed)
+def measured(experiment: Experiment, arm: Arm, seed: int) -> dict[str, float]:
+    """What an experiment measures of one of its arms."""
+    text = experiment.text(seed) if experiment.text else sentences(LENGTH, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return experiment.measure(arm, seed, made)
+        return experiment.measure(arm, seed, text)
 
 
 def survey(names: list[str], seeds: range) -> Iterator[str]:
