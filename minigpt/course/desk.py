@@ -18,11 +18,7 @@ POLLING = 0.3  # seconds between two looks at the files
 
 
 def known_exercise(name: str | None, folder: Folder) -> str:
-    """The name of an exercise; by default that of the one that is next.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """The name of an exercise, or a UserError; by default that of the one that is next."""
     if name is None:
         step = folder.next_step("write")
         return step.name if step else NAMES[-1]

@@ -766,11 +766,7 @@ Row = tuple[str, str]
 
 
 def known_experiment(name: str) -> Experiment:
-    """The experiment of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The experiment of that name, or a UserError."""
     if name not in EXPERIMENTS:
         near = difflib.get_close_matches(name.lower(), EXPERIMENTS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}."

@@ -148,11 +148,7 @@ def lessons() -> list[Lesson]:
 
 
 def known_lesson(number: int) -> Lesson:
-    """The lesson of that number.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The lesson of that number, or a UserError."""
     if not 1 <= number <= len(lessons()):
         raise UserError(f"There is no lesson {number}; there are 1 to {len(lessons())}.")
     return lessons()[number - 1]

@@ -54,10 +54,7 @@ class Folder:
 
     def __init__(self, path: Path = Path("my")) -> None:
         if path.is_file():
-            raise UserError(
-                f"{path} is a file here, and the course keeps your answers in a folder of this name. Move the file "
-                "away, or start the course in another folder."
-            )
+            raise UserError(f"{path} is a file here, and shall be the folder of your answers. Move the file away.")
         self.path, self.record = path, path / "progress.json"
 
     def progress(self) -> Progress:
