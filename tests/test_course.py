@@ -1,5 +1,6 @@
 """The course: exercises and their mistakes, answers that misbehave, and the program trained with one's own parts."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -23,6 +24,7 @@ from minigpt import generation, model, optim
 from minigpt.course import child, mine, progress, reading
 from minigpt.course.check import Result, check, equal, inputs_of, job_of, judge, report_of, results_of
 from minigpt.course.exercises import NAMES, exercise
+from minigpt.course.experiments import EXPERIMENTS
 from minigpt.course.lesson import Lesson, Step, lessons
 from minigpt.errors import UserError
 from minigpt.fast import why_not
@@ -465,7 +467,8 @@ def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplac
     flags = ("--data.corpus", "text.txt", "--trainer.max_steps", 1, "--trainer.limit_val_batches", 1)
     assert_clear_error(run_minigpt("learn", "train", "--mine", "attend", *flags), "attend isn't right", "The scale")
     assert_clear_error(run_minigpt("learn", "train", "--mine", "block", *flags), "There is no", "learn check block")
-    own = run_minigpt("learn", "train", "--mine", "all", *flags)
+    assert_clear_error(run_minigpt("learn", "train", "--mine", "all", "--mine", "attend", *flags), "attend isn't right")
+    own = run_minigpt("learn", "train", "--mine", "all", "--mine", "layer_norm", *flags)
     assert own.code == 0, own.err
     assert "Without your cross_entropy, attend, split_heads" in own.out
     assert "layer_norm" not in own.out.partition(": not right yet")[0]
@@ -475,6 +478,16 @@ def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplac
     assert checkpoint["global_step"] == 1
     assert checkpoint["datamodule_hyper_parameters"]["corpus"].endswith("text.txt")
     assert progress.Folder().progress().trained == ["layer_norm"]
+
+
+def test_where_no_part_is_right_nothing_is_trained(workplace: Path) -> None:
+    assert_clear_error(run_minigpt("learn", "train"), "Name parts of your own", "places for cross_entropy, attend")
+    named = run_minigpt("learn", "train", "--mine", "lens", "--mine", "all")
+    assert_clear_error(named, "lens has no place in the program")
+    everything = run_minigpt("learn", "train", "--mine", "all")
+    assert "Without your cross_entropy, attend, " in everything.out
+    assert_clear_error(everything, "None of your parts is right yet")
+    assert not Path("lightning_logs").exists()
 
 
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
@@ -488,17 +501,38 @@ def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path)
     assert Path("my/attend.py").read_text() == asked.stub
     assert [Path(f"my/before/attend_{number}.py").read_text() for number in (1, 2)] == ["first", "second"]
     assert asked.hints[1] not in run_minigpt("learn", "hint", "attend").out
-    assert_clear_error(run_minigpt("learn", "hint", "atend"), "no exercise atend; did you mean attend?")
+    for name in ("atend", "ATTEND", "my/attend.py"):
+        assert_clear_error(run_minigpt("learn", "hint", name), f"no exercise {name}; did you mean attend?")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"minigpt_course": 3}', '{"minigpt_course": 2, "read": 5}'])
+def kept(**changed: Any) -> str:
+    """A progress file, with something in it changed."""
+    return json.dumps(dataclasses.asdict(progress.Progress()) | changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "{", "[1]", '{"minigpt_course": 2}'),
+        *(kept(minigpt_course=3), kept(more=1), kept(read=5), kept(read=[1]), kept(experiments=[{}])),
+        *(kept(predictions={"1": True}), kept(passed={"attend": 5}), kept(hints={"attend": "two"})),
+    ],
+)
 def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path, damage: str) -> None:
     path = workplace / "my" / "progress.json"
     path.parent.mkdir()
     path.write_text(damage)
+    answer("attend")
     for words in ([], ["hint", "attend"], ["reset", "attend"]):
         assert_clear_error(run_minigpt("learn", *words), "progress.json", "left as it is", "move it away")
     assert path.read_text() == damage
+    assert "solution" in Path("my/attend.py").read_text(encoding="utf-8")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(workplace: Path) -> None:
+    Path("my").write_text("notes")
+    for words in ([], ["check", "attend"], ["train", "--mine", "attend"]):
+        assert_clear_error(run_minigpt("learn", *words), "my is a file here", "Move the file away")
 
 
 def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplace: Path) -> None:
@@ -536,7 +570,8 @@ def test_a_lesson_is_read_to_its_question_predicted_and_read_to_its_end(workplac
     assert Path("my/lesson_05.py").read_text(encoding="utf-8") == "# changed\n"
     assert folder.next_step() == Step("break", "no_scale")
     assert_clear_error(run_minigpt("learn", "predict", 5, 3), "stays as it was made", "the same")
-    assert_clear_error(run_minigpt("learn", "read", 13), "no lesson 13")
+    for number in (0, 13):
+        assert_clear_error(run_minigpt("learn", "read", number), f"no lesson {number}; there are 1 to 12")
 
 
 def test_on_a_terminal_a_wrong_number_is_asked_for_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,7 +612,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
 
     made = SimpleNamespace(name="no_mask", lesson=5, question="Higher?", options=("yes", "no"), answer=0)
     made.change, made.explanation = "- mask", "It copies."
-    monkeypatch.setattr(reading, "EXPERIMENTS", {"no_mask": made})
+    monkeypatch.setitem(EXPERIMENTS, "no_mask", made)
     monkeypatch.setattr(reading, "run", run)
     assert "no_mask                  lesson  5  Higher?" in run_minigpt("learn", "break").out
     asked = run_minigpt("learn", "break", "no_mask")
@@ -589,6 +624,7 @@ def test_an_experiment_runs_once_its_prediction_is_recorded(workplace: Path, mon
         assert "no_mask ran, 1 expected\n\nIt copies." in done.out
     assert progress.Folder().progress().predictions == {"no_mask": 2}
     assert progress.Folder().progress().experiments == ["no_mask"]
+    assert_clear_error(run_minigpt("learn", "break", "No-mask", 1), "no experiment No-mask; did you mean no_mask?")
 
 
 @pytest.mark.soak

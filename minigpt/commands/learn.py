@@ -97,8 +97,7 @@ def main(command: str, args: list[str]) -> None:
         for flag, options in arguments:
             part.add_argument(flag, **options)
     settings, flags = parser.parse_known_args(args)
-    settings.flags = flags
-    settings.call = call
+    settings.flags, settings.call = flags, call  # train and export call other commands, which a wing may not import
     if flags and settings.part != "train":
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     pkgutil.resolve_name(f"minigpt.course.{settings.function}")(settings)

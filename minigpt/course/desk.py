@@ -8,22 +8,22 @@ from pathlib import Path
 
 from minigpt.course.check import Child, check
 from minigpt.course.exercises import NAMES, exercise
-from minigpt.course.lesson import Step
+from minigpt.course.lesson import Step, known_lesson
 from minigpt.course.mine import PLACES
 from minigpt.course.progress import Folder, command
-from minigpt.course.reading import known_lesson, on_terminal
+from minigpt.course.reading import on_terminal
 from minigpt.errors import UserError
 
 POLLING = 0.3  # seconds between two looks at the files
 
 
-def known(name: str | None, folder: Folder) -> str:
-    """The name of an exercise; by default that of the one that is next."""
+def known_exercise(name: str | None, folder: Folder) -> str:
+    """The name of an exercise, or a UserError; by default that of the one that is next."""
     if name is None:
         step = folder.next_step("write")
         return step.name if step else NAMES[-1]
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
+        near = difflib.get_close_matches(name.lower(), NAMES, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}."
         raise UserError(f"There is no exercise {name}; {hint}")
     return name
@@ -33,10 +33,12 @@ def known(name: str | None, folder: Folder) -> str:
 
 
 def overview(settings: Namespace) -> None:
-    """Show how far you are, and what is next. While that is an answer to write, look at it each time it is saved."""
+    """Show how far you are, and what is next. While that is an answer to write, check it each time it is saved."""
     folder = Folder()
     print(folder.table())
     while step := folder.next_step():
+        if step.kind == "write":
+            folder.begin(step.name)
         print(f"\nNext: {invitation(folder, step)}")
         if step.kind != "write":
             return
@@ -61,7 +63,6 @@ def invitation(folder: Folder, step: Step) -> str:
         return f"predict, and see what happens: {command(f'break {step.name}')}"
     if step.kind == "train":
         return f"train the real program with what you wrote: {command(f'train --mine {step.name}')}"
-    folder.begin(step.name)
     asked = exercise(step.name)
     return (
         f"write {folder.answer(step.name)} (lesson {asked.lesson}: {asked.title}). "
@@ -79,7 +80,7 @@ def checked(folder: Folder, name: str, child: Child | None = None) -> bool:
     if result.printed.strip():
         print("It printed:\n  " + "\n  ".join(result.printed.strip().splitlines()[:20]))
     print(f"{name}: {result.message}", flush=True)
-    folder.judged(name, digest, result.passed)
+    folder.keep_result(name, digest, result.passed)
     if result.passed and name in PLACES:
         print(f"Train the real program with it: {command(f'train --mine {name}')}", flush=True)
     return result.passed
@@ -88,7 +89,7 @@ def checked(folder: Folder, name: str, child: Child | None = None) -> bool:
 def check_answer(settings: Namespace) -> None:
     """Check an answer: its values and gradients, on inputs drawn anew; if it is wrong, tell the mistake."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     if folder.begin(name):
         print(f"New: {folder.answer(name)}")
     if not checked(folder, name):
@@ -141,7 +142,7 @@ def watched(folder: Folder, names: list[str], until_passed: bool = False) -> boo
 def hint(settings: Namespace) -> None:
     """Show a hint, one more at each call: a question, the shapes, the steps, the line of the real program."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     hints = exercise(name).hints
     with folder.changed() as progress:
         shown = progress.hints[name] = min(progress.hints.get(name, 0) + 1, len(hints))
@@ -152,6 +153,6 @@ def hint(settings: Namespace) -> None:
 def reset(settings: Namespace) -> None:
     """Begin an answer anew; what was there is kept."""
     folder = Folder()
-    name = known(settings.name, folder)
+    name = known_exercise(settings.name, folder)
     backup = folder.reset(name)
     print(f"{folder.answer(name)} is as it was in the beginning." + (f" Your answer is in {backup}." if backup else ""))

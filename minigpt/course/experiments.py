@@ -1,6 +1,6 @@
 """The break-it lab: experiments, each one line or one flag away from the real program.
 
-First the learner predicts, then it runs, then he sees what is measured: a signature, which tells this fault from
+First the learner predicts, then it runs, then it shows what was measured: a signature, which tells this fault from
 others, and something that one might expect but that does not happen. ``python -m minigpt.course.experiments --seeds 5``
 measures all of it over several seeds.
 
@@ -43,7 +43,7 @@ Results = dict[str, dict[str, float]]  # of each arm, by its name, what was meas
 
 # The texts
 
-LENGTH = 120_000  # characters of the course's own text, which is read where the learner names none
+LENGTH = 120_000  # characters of the course's own text, or of an experiment's own
 NOISE = "abcdefghijklmnop"
 
 
@@ -765,6 +765,15 @@ EXPERIMENTS = {experiment.name: experiment for experiment in LIST}
 Row = tuple[str, str]
 
 
+def known_experiment(name: str) -> Experiment:
+    """The experiment of that name, or a UserError."""
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name.lower(), EXPERIMENTS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}."
+        raise UserError(f"There is no experiment {name}; {hint}")
+    return EXPERIMENTS[name]
+
+
 def told(measured: dict[str, float]) -> str:
     """What was measured, in a line."""
     return ", ".join(
@@ -772,13 +781,7 @@ def told(measured: dict[str, float]) -> str:
     )
 
 
-def run(
-    name: str,
-    seed: int = 0,
-    say: Callable[[str], None] = print,
-    prediction: int | None = None,
-    text: str | None = None,
-) -> list[Row]:
+def run(name: str, seed: int = 0, say: Callable[[str], None] = print, prediction: int | None = None) -> list[Row]:
     """Run an experiment, and say what comes of it.
 
     Args:
@@ -786,19 +789,14 @@ def run(
         seed: decides the first weights, the batches, and the text that is made on the spot.
         say: takes each line of the table as soon as it is known.
         prediction: which of the options the learner has chosen.
-        text: what to train on instead, of 20,000 characters or more. The signatures are measured on the made text.
 
     Returns:
         The table: what each line is about, and what it says.
 
     Raises:
-        UserError: there is no such experiment, the text is short, or the line that it changes isn't there.
+        UserError: there is no such experiment, or the line that it changes isn't there.
     """
-    if name not in EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
-    if text is not None and len(text) < 20_000:
-        raise UserError(f"The text has {len(text):,} characters; an experiment needs 20,000.")
-    experiment, rows = EXPERIMENTS[name], []
+    experiment, rows = known_experiment(name), []
     width = max(len("not happening"), *(len(arm.name) for arm in experiment.arms))
 
     def add(label: str, line: str) -> None:
@@ -809,7 +807,7 @@ def run(
         add("prediction", experiment.options[prediction])
     results: Results = {}
     for arm in experiment.arms:
-        results[arm.name] = measured(experiment, arm, seed, text)
+        results[arm.name] = measured(experiment, arm, seed)
         add(arm.name, told(results[arm.name]))
     for label, claim in (("signature", experiment.signature), ("not happening", experiment.not_happening)):
         add(label, f"{'Yes' if claim(results) else 'NOT SO HERE'}: {claim.sentence}")
@@ -817,12 +815,12 @@ def run(
     return rows
 
 
-def measured(experiment: Experiment, arm: Arm, seed: int, text: str | None = None) -> dict[str, float]:
-    """What an experiment measures of one of its arms; a text of the experiment's own goes before a given one."""
-    made = experiment.text(seed) if experiment.text else text or sentences(LENGTH, seed)
+def measured(experiment: Experiment, arm: Arm, seed: int) -> dict[str, float]:
+    """What an experiment measures of one of its arms."""
+    text = experiment.text(seed) if experiment.text else sentences(LENGTH, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return experiment.measure(arm, seed, made)
+        return experiment.measure(arm, seed, text)
 
 
 def survey(names: list[str], seeds: range) -> Iterator[str]:
@@ -830,7 +828,7 @@ def survey(names: list[str], seeds: range) -> Iterator[str]:
     yield "| experiment | signature: mean ± spread, at least | margin | not happening | margin | s an arm |"
     yield "|---|---|---|---|---|---|"
     for name in names:
-        experiment, seconds, all_results = EXPERIMENTS[name], 0.0, []
+        experiment, seconds, all_results = known_experiment(name), 0.0, []
         for seed in seeds:
             results: Results = {}
             for arm in experiment.arms:

@@ -1,6 +1,7 @@
 """For those who teach: the lessons as a deck for the projector, as Markdown for other programs, and their pictures."""
 
 import base64
+import functools
 import hashlib
 import re
 from argparse import Namespace
@@ -11,8 +12,7 @@ import jinja2
 import markdown
 
 from minigpt.course.figures import FOLDER
-from minigpt.course.lesson import Lesson, lessons
-from minigpt.course.reading import known_lesson
+from minigpt.course.lesson import Lesson, known_lesson, lessons
 from minigpt.course.slides import PICTURE_HERE, Slide, slides
 from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole
@@ -126,10 +126,15 @@ def as_html(chosen: list[Lesson], deck: dict[int, list[Slide]]) -> str:
 
 def html(text: str) -> str:
     """Markdown as HTML: what looks like a tag is text, and a picture stands in the page itself."""
-    converter = markdown.Markdown(extensions=["fenced_code", "tables", "sane_lists"])
-    converter.preprocessors.deregister("html_block")
-    converter.inlinePatterns.deregister("html")
-    return re.sub(r'<p><img alt="([^"]*)" src="figures/([^"]+)" /></p>', drawn, converter.convert(text))
+    return re.sub(r'<p><img alt="([^"]*)" src="figures/([^"]+)" /></p>', drawn, converter().reset().convert(text))
+
+
+@functools.cache  # to make one takes longer than a slide
+def converter() -> markdown.Markdown:
+    made = markdown.Markdown(extensions=["fenced_code", "tables", "sane_lists"])
+    made.preprocessors.deregister("html_block")
+    made.inlinePatterns.deregister("html")
+    return made
 
 
 def drawn(image: re.Match[str]) -> str:

@@ -136,7 +136,8 @@ def sines(session: Session) -> str:
     for row, i in enumerate((0, 2, 4, 6, 8)):
         y = 30 + 46 * row
         parts += [words(0, y + 22, f"2i = {2 * i}", kind="small")]
-        parts += [path(curve(60, y, 270, 36, table_TC[:, 2 * i + odd].tolist(), -1, 1), c, 1.5) for odd, c in SINES]
+        for channel, colour in ((2 * i, BLUE), (2 * i + 1, ORANGE)):  # sine and cosine
+            parts += [path(curve(60, y, 270, 36, table_TC[:, channel].tolist(), -1, 1), colour, 1.5)]
     parts += [
         words(60, 274, "sine", more=f'style="fill:{BLUE}"'),
         words(100, 274, "cosine", more=f'style="fill:{ORANGE}"'),
@@ -147,9 +148,6 @@ def sines(session: Session) -> str:
     parts += [path([(390, 240), (690, 240)])]
     parts += [words(390 + 300 * t / 63, 256, str(t), "middle", "small") for t in (0, 10, 30, 50, 63)]
     return svg("Sines of several speeds, and the likeness of places, which depends on their distance alone", 284, parts)
-
-
-SINES = ((0, BLUE), (1, ORANGE))
 
 
 def alike(session: Session) -> str:

@@ -1,14 +1,18 @@
 """A lesson: its question, its text, its steps, and the blocks of Python in it, which run in order in one session."""
 
 import contextlib
+import functools
 import io
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from minigpt.course.child import one_thread
+from minigpt.course.experiments import EXPERIMENTS, Experiment
+from minigpt.errors import UserError
 
 FOLDER = Path(__file__).parent / "lessons"  # files NN-name.md
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n*```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
@@ -36,9 +40,18 @@ class Question:
         number = predictions.get(self.key)
         return number if number in range(1, len(self.options) + 1) else None
 
+    @property
+    def pattern(self) -> str:
+        """A regular expression that finds its text in Markdown, wherever the lines are broken there."""
+        return r"\s+".join(map(re.escape, self.text.split()))
+
     def shown(self) -> str:
         """The question with its options, each with its number."""
         return "\n".join([self.text, "", *(f"  {number}. {option}" for number, option in enumerate(self.options, 1))])
+
+
+def question_of(experiment: Experiment) -> Question:
+    return Question(experiment.name, experiment.question, experiment.options, experiment.answer)
 
 
 @dataclass(frozen=True)
@@ -80,26 +93,22 @@ class Lesson:
         """What a character of the held-out text costs there."""
         return float(self.values["rung"].rpartition(", ")[2].removesuffix(" nats"))
 
-    @cached_property
+    @functools.cached_property
     def question(self) -> Question:
         """The lesson's own, or that of its experiment."""
         if "prediction" in self.values:
             options = tuple(option.strip() for option in self.values["options"].split("|"))
             return Question(str(self.number), self.values["prediction"], options, options.index(self.values["answer"]))
-        from minigpt.course.experiments import EXPERIMENTS
+        return question_of(EXPERIMENTS[self.experiment])
 
-        asked = EXPERIMENTS[self.experiment]
-        return Question(asked.name, asked.question, asked.options, asked.answer)
-
-    @cached_property
+    @functools.cached_property
     def halves(self) -> tuple[str, str]:
         """The text up to its question, and what comes after, which tells the answer."""
-        words = r"\s+".join(map(re.escape, self.question.text.split()))
-        found = re.search(words, self.body)
+        found = re.search(self.question.pattern, self.body)
         assert found, f"{self.path.name} doesn't ask its question"
         return self.body[: found.end()], self.body[found.end() :].strip()
 
-    @cached_property
+    @functools.cached_property
     def steps(self) -> list[Step]:
         """In the order in which they are to be done. The text is read up to the question, then predicted, then read."""
         number = str(self.number)
@@ -125,6 +134,7 @@ class Lesson:
         return "\n\n".join(parts) + "\n"
 
 
+@functools.cache  # a command asks for the lessons hundreds of times
 def read(path: Path) -> Lesson:
     """A lesson from its file: lines ``key: value``, an empty line, Markdown."""
     top, _, body = path.read_text(encoding="utf-8").partition("\n\n")
@@ -137,6 +147,13 @@ def lessons() -> list[Lesson]:
     return [read(path) for path in sorted(FOLDER.glob("*.md"))]
 
 
+def known_lesson(number: int) -> Lesson:
+    """The lesson of that number, or a UserError."""
+    if not 1 <= number <= len(lessons()):
+        raise UserError(f"There is no lesson {number}; there are 1 to {len(lessons())}.")
+    return lessons()[number - 1]
+
+
 def run(lesson: Lesson) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Run the blocks of a lesson.
 
@@ -145,16 +162,11 @@ def run(lesson: Lesson) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """
     session: dict[str, Any] = {}
     outputs: list[tuple[str, str]] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more are slower for models so small, and may round otherwise
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for block in BLOCK.finditer(lesson.body):
-                printed = io.StringIO()
-                code = compile(block[1], f"{lesson.path.name}, block {len(outputs) + 1}", "exec")
-                with contextlib.redirect_stdout(printed):
-                    exec(code, session)
-                outputs.append((printed.getvalue(), block[2] or ""))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=[]):  # more threads may round otherwise
+        for block in BLOCK.finditer(lesson.body):
+            printed = io.StringIO()
+            code = compile(block[1], f"{lesson.path.name}, block {len(outputs) + 1}", "exec")
+            with contextlib.redirect_stdout(printed):
+                exec(code, session)
+            outputs.append((printed.getvalue(), block[2] or ""))
     return session, outputs

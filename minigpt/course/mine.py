@@ -213,7 +213,8 @@ def settings_for(names: list[str], args: list[str]) -> list[str]:
         place = PLACES[name]
         for key, value in place.settings.items():
             for given in given_values(args, f"--{key}"):
-                if given != str(value) and not (value == 0 and not given.strip("0.")):
+                is_zero = value == 0 and not given.strip("0.")  # 0.0, say
+                if given != str(value) and not is_zero:
                     raise UserError(f"--{key} {given} doesn't go with your {name}: {place.why}. Leave the flag out.")
             flags += [f"--{key}", str(value)]
     return flags
@@ -229,7 +230,8 @@ def slower(functions: dict[str, Own]) -> str:
     """How much longer a training step takes than by the fast layers, as a sentence: measured here and now."""
     settings = {key: value for name in functions for key, value in PLACES[name].settings.items()}
     norm, positions = settings.get("model.norm", "pre"), settings.get("model.positions", "learned")
-    config = GPTConfig(70, 128, 3, 4, 128, 0, 0, 0, norm, positions)
+    shape = {"vocab_size": 70, "block_size": 128, "n_layer": 3, "n_head": 4, "n_embd": 128}  # quickstart's
+    config = GPTConfig(**shape, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, norm=norm, positions=positions)
     usual = GPT(config)
     apply(usual, fast=True)
     with in_place(functions):
@@ -272,22 +274,8 @@ def step_seconds(gpt: GPT, loss: Own, batch: int, length: int) -> float:
 
 def train(settings: Namespace) -> None:
     """Train a recipe with the learner's own parts in the place of the program's."""
-    folder, names, flags = Folder(), list(dict.fromkeys(settings.mine)), settings.flags
-    checkpoint = given_values(flags, "--ckpt_path")
-    if checkpoint and not names:
-        run = given_values(flags, "--name")
-        names = read_checkpoint(find_checkpoint(checkpoint[-1], run[-1] if run else None)).get("own_parts", [])
-    if names == ["all"]:
-        faults = {name: fault(folder, name) for name in PLACES}
-        names = [name for name in PLACES if not faults[name]]
-        if left := [name for name in PLACES if faults[name]]:
-            print(f"Without your {', '.join(left)}: not right yet. learn check NAME tells why.")
-    if not names or not PLACES.keys() >= set(names):
-        wrong = f"{', '.join(set(names) - PLACES.keys())} has no place in the program. " if names else ""
-        raise UserError(f"{wrong}Name parts of your own: --mine attend, say. There are places for {', '.join(PLACES)}.")
-    for name in names:
-        if what := fault(folder, name):
-            raise UserError(f"Your {name} isn't right yet, so nothing is trained with it. {what}")
+    folder, flags = Folder(), settings.flags
+    names = chosen(folder, settings.mine, flags)
     functions = {name: getattr(load(folder.answer(name)), name) for name in names}
     needed = settings_for(names, flags)
     for name in names:
@@ -296,7 +284,7 @@ def train(settings: Namespace) -> None:
             print(f"    with --{key} {value}, because {PLACES[name].why}")
     if set(names) - {"learning_rate", "choose"}:
         print(slower(functions), flush=True)
-    if not checkpoint:
+    if not given_values(flags, "--ckpt_path"):
         recipe = [] if given_values(flags, "--config") else ["--config", "quickstart"]  # first: later flags win
         flags = [*recipe, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", *flags]
     with in_place(functions):
@@ -307,6 +295,32 @@ def train(settings: Namespace) -> None:
     print("The checkpoint is like any other: validate, generate and explain compute it by the program's own parts.")
 
 
+def chosen(folder: Folder, named: list[str], flags: list[str]) -> list[str]:
+    """The parts to train with: those that are named; of "all", those that are right; by default the checkpoint's.
+
+    Raises:
+        UserError: there is none, or one that is named has no place in the program, or isn't right.
+    """
+    checkpoint, run = given_values(flags, "--ckpt_path"), given_values(flags, "--name")
+    if checkpoint and not named:
+        named = read_checkpoint(find_checkpoint(checkpoint[-1], run[-1] if run else None)).get("own_parts", [])
+    wrong = [name for name in named if name not in PLACES and name != "all"]
+    if wrong or not named:
+        said = f"{', '.join(wrong)} has no place in the program. " if wrong else ""
+        raise UserError(
+            f"{said}Name parts of your own: --mine attend --mine block, say. There are places for {', '.join(PLACES)}."
+        )
+    faults = {name: fault(folder, name) for name in (PLACES if "all" in named else named)}
+    for name in named:
+        if what := faults.get(name):
+            raise UserError(f"Your {name} isn't right yet, so nothing is trained with it. {what}")
+    if left := [name for name in faults if faults[name]]:
+        print(f"Without your {', '.join(left)}: not right yet. {command('check NAME')} tells why.")
+    if len(left) == len(faults):
+        raise UserError(f"None of your parts is right yet, so there is nothing to train with. Go on with: {command()}")
+    return [name for name in faults if not faults[name]]
+
+
 def fault(folder: Folder, name: str) -> str:
     """What is wrong with the learner's answer as it stands; nothing if it passes its check, now or before."""
     path, digest = folder.answer(name), folder.digest(name)
@@ -315,5 +329,5 @@ def fault(folder: Folder, name: str) -> str:
     if folder.done(Step("write", name), folder.progress()):
         return ""
     result = check(name, path)
-    folder.judged(name, digest, result.passed)
+    folder.keep_result(name, digest, result.passed)
     return "" if result.passed else result.message

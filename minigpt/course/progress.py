@@ -2,15 +2,17 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from minigpt.course.exercises import NAMES, exercise
-from minigpt.course.lesson import Lesson, Step, lessons
+from minigpt.course.lesson import Lesson, Step, known_lesson, lessons
 from minigpt.errors import UserError
 from minigpt.files import copied_whole, written_whole
 
@@ -25,7 +27,7 @@ def command(words: str = "") -> str:
 
 @dataclass
 class Progress:
-    """What a learner has done, as ``my/progress.json`` keeps it."""
+    """What a learner has done, as ``my/progress.json`` keeps it; that file is checked by the types here."""
 
     minigpt_course: int = FORMAT
     read: list[str] = field(default_factory=list)  # lessons, by number
@@ -37,10 +39,22 @@ class Progress:
     trained: list[str] = field(default_factory=list)  # parts that a model was trained with; "all" where all were in one
 
 
+def is_of_type(value: Any, wanted: Any) -> bool:
+    """Whether something from a JSON file is of a type: a simple one, or a list or dict of a simple one."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return type(value) is (get_origin(wanted) or wanted) and all(type(it) is get_args(wanted)[-1] for it in items)
+
+
 class Folder:
-    """The learner's folder."""
+    """The learner's folder.
+
+    Raises:
+        UserError: a file has its name.
+    """
 
     def __init__(self, path: Path = Path("my")) -> None:
+        if path.is_file():
+            raise UserError(f"{path} is a file here, and shall be the folder of your answers. Move the file away.")
         self.path, self.record = path, path / "progress.json"
 
     def progress(self) -> Progress:
@@ -55,11 +69,10 @@ class Folder:
             return Progress()
         except OSError as error:
             raise UserError(f"Your progress in {self.record} can't be read: {error.strerror}.") from error
-        empty = dataclasses.asdict(Progress())
+        types = get_type_hints(Progress)
         try:
             found = json.loads(raw)
-            whole = found.keys() == empty.keys() and all(type(found[key]) is type(empty[key]) for key in empty)
-            whole = whole and all(type(number) is int for number in found["predictions"].values())
+            whole = found.keys() == types.keys() and all(is_of_type(found[key], types[key]) for key in types)
         except (ValueError, AttributeError, RecursionError):
             whole = False
         if not whole or found["minigpt_course"] != FORMAT:
@@ -111,15 +124,15 @@ class Folder:
     def reset(self, name: str) -> Path | None:
         """Begin an answer anew; return the copy of what was there, if there was anything."""
         path, backup = self.answer(name), None
-        if path.exists():
-            numbers = (self.path / "before" / f"{name}_{number}.py" for number in range(1, 10**6))
-            backup = next(path for path in numbers if not path.exists())
-            try:
-                copied_whole(path, backup)
-            except OSError as error:
-                raise UserError(f"{path} can't be copied to {backup}: {error.strerror or error}.") from error
-        self.write(path, exercise(name).stub)
-        with self.changed() as progress:
+        with self.changed() as progress:  # first, so that nothing is touched where it can't be read
+            if path.exists():
+                numbers = (self.path / "before" / f"{name}_{number}.py" for number in itertools.count(1))
+                backup = next(it for it in numbers if not it.exists())
+                try:
+                    copied_whole(path, backup)
+                except OSError as error:
+                    raise UserError(f"{path} can't be copied to {backup}: {error.strerror or error}.") from error
+            self.write(path, exercise(name).stub)
             progress.passed.pop(name, None)
             progress.hints.pop(name, None)
         return backup
@@ -136,7 +149,7 @@ class Folder:
             case "write":
                 return step.name in progress.passed and progress.passed[step.name] == self.digest(step.name)
             case "predict":
-                return lessons()[int(step.name) - 1].question.said(progress.predictions) is not None
+                return known_lesson(int(step.name)).question.said(progress.predictions) is not None
             case "read":
                 return step.name in progress.read
             case "break":
@@ -144,7 +157,7 @@ class Folder:
             case _:
                 return step.name in progress.trained
 
-    def judged(self, name: str, digest: str, passed: bool) -> None:
+    def keep_result(self, name: str, digest: str, passed: bool) -> None:
         """Keep what came of an answer that had this digest."""
         with self.changed() as progress:
             progress.passed.pop(name, None)
@@ -159,20 +172,24 @@ class Folder:
 
     def table(self) -> str:
         """The lessons, a line for each, with what is done marked by an x."""
-        progress, rows, finished = self.progress(), [], 0
-        for lesson in lessons():
-            marks: dict[str, list[str]] = {kind: [] for kind in ("predict", "read", "break", "write", "train")}
-            for step in lesson.steps:
-                done = self.done(step, progress)
-                named = f"[{'x' if done else ' '}] {step.name if step.kind == 'write' else f'train {step.name}'}"
-                marks[step.kind].append(named if step.kind in ("write", "train") else "x" if done else ".")
-            finished += all(self.done(step, progress) for step in lesson.steps)
-            cells = (" ".join(marks[kind]).center(8) for kind in ("predict", "read", "break"))
-            work = "  ".join(marks["write"] + marks["train"])
-            rows.append(f"{lesson.number:>3}  {lesson.title:<36} {''.join(cells)} {work}".rstrip())
-        written = sum(self.done(Step("write", name), progress) for name in NAMES)
-        heading = f"{'':5}{'':<36} {'predict':^8}{'read':^8}{'break':^8} write"
-        top = (
-            f"{finished} of {len(rows)} lessons, {written} of {len(NAMES)} exercises; your files: {self.path.resolve()}"
-        )
-        return "\n".join([top, heading, *rows])
+        progress, course = self.progress(), lessons()
+        done = {step: self.done(step, progress) for lesson in course for step in lesson.steps}
+        finished = sum(all(done[step] for step in lesson.steps) for lesson in course)
+        written = sum(it for step, it in done.items() if step.kind == "write")
+        rows = [
+            f"{finished} of {len(course)} lessons, {written} of {len(NAMES)} exercises; "
+            f"your files: {self.path.resolve()}",
+            f"{'':41} {'predict':^8}{'read':^8}{'break':^8} write",
+        ]
+        for lesson in course:
+            cells = ""
+            for kind in ("predict", "read", "break"):
+                cells += " ".join("x" if done[step] else "." for step in lesson.steps if step.kind == kind).center(8)
+            named = {"write": "", "train": "train "}
+            work = [
+                f"[{'x' if done[step] else ' '}] {named[step.kind]}{step.name}"
+                for step in lesson.steps
+                if step.kind in named
+            ]
+            rows.append(f"{lesson.number:>3}  {lesson.title:<36} {cells} {'  '.join(work)}".rstrip())
+        return "\n".join(rows)

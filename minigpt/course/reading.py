@@ -8,8 +8,8 @@ import textwrap
 from argparse import Namespace
 from functools import partial
 
-from minigpt.course.experiments import EXPERIMENTS, run
-from minigpt.course.lesson import Lesson, Question, lessons
+from minigpt.course.experiments import EXPERIMENTS, known_experiment, run
+from minigpt.course.lesson import Lesson, Question, known_lesson, question_of
 from minigpt.course.progress import Folder, command
 from minigpt.errors import UserError
 
@@ -19,23 +19,20 @@ def on_terminal() -> bool:
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
 
 
-def known_lesson(number: int) -> Lesson:
-    if not 1 <= number <= len(lessons()):
-        raise UserError(f"There is no lesson {number}; there are 1 to {len(lessons())}.")
-    return lessons()[number - 1]
-
-
 def read(settings: Namespace) -> None:
     """Show a lesson, by default the next: up to its question, and once you have answered that, to its end."""
     folder = Folder()
-    step = folder.next_step("read")
-    lesson = known_lesson(settings.lesson or (int(step.name) if step else 1))
+    number = settings.lesson
+    if number is None:
+        step = folder.next_step("read")
+        number = int(step.name) if step else 1
+    lesson = known_lesson(number)
     question, (first, rest) = lesson.question, lesson.halves
     script = folder.script(lesson)
     said = question.said(folder.progress().predictions)
     if said is None:
-        words = r"\s+".join(map(re.escape, question.text.split()))
-        show(lesson, re.sub(rf"{words}\Z", "", first).rstrip())  # the question comes with its options, and once
+        # The question comes with its options, and once.
+        show(lesson, re.sub(rf"{question.pattern}\Z", "", first).rstrip())
         print(f"\n{question.shown()}\n")
         if not on_terminal():
             print(f"Predict before you see it: {command(f'predict {lesson.number}')} 1, or another option's number.")
@@ -46,7 +43,7 @@ def read(settings: Namespace) -> None:
     else:
         show(lesson, f"{first}\n\n{rest}")
     with folder.changed() as progress:
-        progress.read = sorted({*progress.read, str(lesson.number)}, key=int)
+        progress.read = list(dict.fromkeys([*progress.read, str(lesson.number)]))
     if question.key == str(lesson.number):  # otherwise the experiment will tell
         print(f"\nPrediction: {question.options[said - 1]}\nMeasured:   {question.options[question.answer]}")
     print(f"The lesson's Python is in {script}. Run it by: python {script}. Then change something in it, and see.")
@@ -126,10 +123,8 @@ def experiment(settings: Namespace) -> None:
         for each in sorted(EXPERIMENTS.values(), key=lambda it: it.lesson):
             print(f"{each.name:<24} lesson {each.lesson:>2}  {each.question}")
         return
-    if name not in EXPERIMENTS:
-        raise UserError(f"There is no experiment {name}. There are: {', '.join(EXPERIMENTS)}.")
-    asked = EXPERIMENTS[name]
-    question = Question(name, asked.question, asked.options, asked.answer)
+    asked = known_experiment(name)
+    question = question_of(asked)
     print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
     said = predicted(folder, question, settings.option)
     if settings.option not in (said, None):

@@ -34,6 +34,8 @@ SENTENCE = re.compile(r".+?[.?!][*`\")]*(?=\s+[^a-z\s]|$)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Slide:
+    """One slide; its title, body and notes are Markdown."""
+
     kind: str  # title, text, code, figure, question, answer, quote or exercise
     title: str
     body: str = ""
@@ -76,8 +78,7 @@ def prediction(lesson: Lesson) -> list[Slide]:
     """The question, and after it what was measured."""
     question, (first, rest) = lesson.question, lesson.halves
     before = first.rpartition("\n## Predict\n")[2]
-    words = r"\s+".join(map(re.escape, question.text.split()))
-    before, after = re.sub(words, "", before).strip(), re.split(r"^## ", rest, flags=re.MULTILINE)[0].strip()
+    before, after = re.sub(question.pattern, "", before).strip(), re.split(r"^## ", rest, flags=re.MULTILINE)[0].strip()
     made = []
     if BLOCK.search(before):
         made, before = section_slides("Predict", before), ""
@@ -192,7 +193,7 @@ def fitting(shown: str, lead: str) -> list[str]:
         return [*bodies, shown]
     for block in BLOCK.finditer(shown):
         pages = [f"```{block[1]}\n" + "\n".join(page) + "\n```" for page in split(block[2].splitlines())]
-        if block[1] == "text" and size(together(bodies[-1], pages[0])) >= SMALLEST:
+        if bodies and block[1] == "text" and size(together(bodies[-1], pages[0])) >= SMALLEST:
             pages[0] = together(bodies.pop(), pages[0])
         bodies += pages
     return bodies
