@@ -477,6 +477,14 @@ def test_flags_go_to_the_default_recipe_and_what_is_not_right_stays_out(workplac
     assert progress.Folder().progress().trained == ["layer_norm"]
 
 
+def test_all_of_nothing_is_not_trained_and_a_wrong_answer_is_named_once(workplace: Path) -> None:
+    answer("average_past", "def average_past(x_BTC):\n    return x_BTC * 2\n")
+    assert_clear_error(run_minigpt("learn", "train", "--mine", "all"), "None of your parts is right yet")
+    said = run_minigpt("learn", "check", "average_past").out
+    assert said.startswith("average_past: ")
+    assert said.count("average_past") == 1
+
+
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
     asked = exercise("attend")
     for shown in (1, 2, 3, 4, 4):

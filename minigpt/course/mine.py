@@ -281,7 +281,9 @@ def train(settings: Namespace) -> None:
         faults = {name: fault(folder, name) for name in PLACES}
         names = [name for name in PLACES if not faults[name]]
         if left := [name for name in PLACES if faults[name]]:
-            print(f"Without your {', '.join(left)}: not right yet. learn check NAME tells why.")
+            print(f"Without your {', '.join(left)}: not right yet. {command('check NAME')} tells why.", flush=True)
+        if not names:
+            raise UserError("None of your parts is right yet, so there is nothing to train with.")
     if not names or not PLACES.keys() >= set(names):
         wrong = f"{', '.join(set(names) - PLACES.keys())} has no place in the program. " if names else ""
         raise UserError(f"{wrong}Name parts of your own: --mine attend, say. There are places for {', '.join(PLACES)}.")
