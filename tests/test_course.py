@@ -490,6 +490,13 @@ def test_where_no_part_is_right_nothing_is_trained(workplace: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
+def test_a_wrong_answer_is_named_once(workplace: Path) -> None:
+    answer("average_past", "def average_past(x_BTC):\n    return x_BTC * 2\n")
+    said = run_minigpt("learn", "check", "average_past").out
+    assert said.startswith("average_past: ")
+    assert said.count("average_past") == 1
+
+
 def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(workplace: Path) -> None:
     asked = exercise("attend")
     for shown in (1, 2, 3, 4, 4):

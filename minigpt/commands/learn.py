@@ -47,12 +47,12 @@ PARTS: dict[str, tuple[str, str, list[Argument]]] = {
     ),
     "reset": (
         "desk.reset",
-        "Begin an answer anew; what was there is kept.",
+        "Start an answer again; what was there is kept.",
         [("name", {"help": "of an exercise"})],
     ),
     "train": (
         "mine.train",
-        "Train a recipe with your own parts in the place of the program's. All further flags are those of fit: "
+        "Train a recipe with your own parts in place of the program's. All further flags are those of fit: "
         "--config tinyshakespeare-cpu, --data.corpus my.txt, --trainer.max_steps 300, --ckpt_path last. By default "
         "the recipe is quickstart, on the CPU and in float32, as your answers were checked.",
         [("--mine", MINE)],

@@ -79,7 +79,8 @@ def checked(folder: Folder, name: str, child: Child | None = None) -> bool:
     result = check(name, folder.answer(name), child=child)
     if result.printed.strip():
         print("It printed:\n  " + "\n  ".join(result.printed.strip().splitlines()[:20]))
-    print(f"{name}: {result.message}", flush=True)
+    said = result.message if result.message.startswith(name) else f"{name}: {result.message}"
+    print(said, flush=True)
     folder.keep_result(name, digest, result.passed)
     if result.passed and name in PLACES:
         print(f"Train the real program with it: {command(f'train --mine {name}')}", flush=True)
@@ -151,8 +152,8 @@ def hint(settings: Namespace) -> None:
 
 
 def reset(settings: Namespace) -> None:
-    """Begin an answer anew; what was there is kept."""
+    """Start an answer again; what was there is kept."""
     folder = Folder()
     name = known_exercise(settings.name, folder)
     backup = folder.reset(name)
-    print(f"{folder.answer(name)} is as it was in the beginning." + (f" Your answer is in {backup}." if backup else ""))
+    print(f"{folder.answer(name)} is as it was at the start." + (f" Your answer is in {backup}." if backup else ""))

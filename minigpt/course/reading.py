@@ -89,7 +89,7 @@ def predicted(folder: Folder, question: Question, option: int | None) -> int:
     answer = str(option or "")
     while answer not in numbers:
         if not on_terminal() or option is not None:
-            raise UserError(f"Predict before you see it, by an option's number: {', '.join(numbers)}.")
+            raise UserError(f"Predict before you see it: add the number of an option, {', '.join(numbers)}.")
         if answer:
             print(f"One of {', '.join(numbers)}.")
         try:
