@@ -174,6 +174,12 @@ def test_of_one_hand_in_so_much_is_read_and_no_more(tmp_path: Path, monkeypatch:
         archive.writestr("block.py", b"", zipfile.ZIP_STORED)
     assert files_in(bomb, notes) == {PurePath("block.py"): b""}
     assert "packed in a way" in notes.pop()
+    nameless = tmp_path / "attend.py.zip"
+    with zipfile.ZipFile(nameless, "w") as archive:
+        archive.writestr("a", "")
+    nameless.write_bytes(nameless.read_bytes().replace(b"a", b"\0"))
+    files_in(nameless, notes)  # whatever it is taken for, it is no error
+    notes.clear()
     (tmp_path / "own").mkdir()
     for name in ("attend.py", "block.py"):
         (tmp_path / "own" / name).write_bytes(b"")
@@ -285,6 +291,7 @@ HARMFUL = {
     "open('/tmp/' + 'x' * 9, 'wb').write(b'x' * (17 << 20))": "File too large",
     "[open(f'/tmp/{i}', 'wb').write(b'x' * (10 << 20)) for i in range(99)]": "No space left",
     "import socket; socket.create_connection(('192.0.2.1', 80), 2)": "Network is unreachable",
+    "import os; os.write(2, b'Timeout (0: attend.py windows.py'); os._exit(0)": "took more than 2 seconds.",
     "import os; os.kill(1, 9); os.kill(os.getppid(), 9); os._exit(0)": "ended the whole process",
     "import mmap\n    for i in range(9): mmap.mmap(-1, (i + 1) << 30)": "Cannot allocate memory",
     "import os; held = [os.memfd_create('') for i in range(99)]": "Too many open files",

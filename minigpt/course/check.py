@@ -175,8 +175,8 @@ def judged(name: str, job: dict[str, Any], seed: int, child: Child) -> Result:
 def ended(name: str, job: dict[str, Any], said: str) -> str:
     """Why a child ended without a report."""
     if "Timeout (0:" in said:
-        frames = [line for line in said.splitlines() if Path(job["file"]).name in line]
-        where = f", and was at {re.findall(r'line [0-9]+', frames[0])[-1]}" if frames else ""
+        frames = re.findall(rf'{re.escape(Path(job["file"]).name)}", (line [0-9]+)', said)
+        where = f", and was at {frames[0]}" if frames else ""
         return f"{name} took more than {job['seconds']:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
     return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")

@@ -169,7 +169,7 @@ def unzip(path: Path, place: PurePath, files: Files, notes: list[str]) -> None:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 inner = place / member.filename
-                if member.is_dir() or not known(inner):
+                if member.filename.endswith("/") or not known(inner):
                     continue
                 if len(files) + len(notes) >= MOST:
                     notes.append(f"There are more files in {path.name}, which aren't read.")
