@@ -5,17 +5,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
 import minigpt
 from conftest import assert_clear_error, run_minigpt
 from minigpt.course import child, sandbox
-from minigpt.course.check import Child, Result, inputs_of, job_of, judged
+from minigpt.course.check import Child, Result, inputs_of, job_of, judge, judged, report_of, results_of
 from minigpt.course.exercises import exercise
-from minigpt.course.grade import MISSING
+from minigpt.course.grade import MISSING, files_in
 from minigpt.course.lesson import lessons
 from minigpt.errors import UserError
 
@@ -36,7 +38,7 @@ NO_SCALE = RIGHT.replace(" / math.sqrt(D)", "")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What runs a program isolated, where this machine can."""
     try:
-        return sandbox.tried(tmp_path_factory.mktemp("own"))
+        return sandbox.tried(tmp_path_factory.mktemp("own"), Path(__file__).parent)
     except UserError as error:
         if os.environ.get("MINIGPT_SANDBOX") == "required":
             raise
@@ -136,7 +138,128 @@ def test_nothing_is_run_where_nothing_isolates_it_unless_told(workplace: Path, m
     assert Path("ran.txt").exists()
 
 
+@pytest.mark.soak
+def test_a_hostile_hand_in_takes_no_marks_from_others(workplace: Path) -> None:
+    hand_in("anna", NO_SCALE)
+    with zipfile.ZipFile("class/anna.zip", "w") as archive:
+        archive.writestr("anna/my/attend.py", RIGHT)
+    if os.name == "posix":  # elsewhere such names can't be given
+        hand_in("\x1b[2J\n", "def attend(*a):\n    raise ValueError('\\ud800 \\x1b[2J ;=1+1')\n")
+        hand_in(os.fsdecode(b"\xff"), "attend = 1")
+    odd = hand_in("odd", "def attend(*a):\n    return {'a': 1}\n")
+    (odd / "\x1b[2J.zip" if os.name == "posix" else odd / "torn.zip").write_bytes(b"none")
+    Path("class/ben.rar").write_bytes(b"")
+    done = run_minigpt("learn", "grade", "class", "--exercise", "attend", "--trust")
+    assert done.code == 0, done.err
+    rows = marks()
+    assert (rows["anna"][0], rows["anna.zip"][0]) == ("0", "1")
+    assert "ben.rar" in done.out
+    assert "\x1b" not in done.out
+    assert "\x1b" not in Path("grades.csv").read_text(encoding="utf-8")
+    if os.name == "posix":
+        assert rows["?[2J?"][2].endswith("ValueError: ? ?[2J ;'=1+1")
+        assert rows["?"][2].startswith("The file has no function")
+
+
+def test_of_one_hand_in_so_much_is_read_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, notes = tmp_path / "many.zip", list[str]()
+    with zipfile.ZipFile(many, "w") as archive:
+        for number in range(200):
+            archive.writestr(f"{number}/attend.py", "")
+    assert len(files_in(many, notes)) == 100
+    assert "more files" in notes.pop()
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("attend.py", "")
+        archive.writestr("block.py", b"", zipfile.ZIP_STORED)
+    assert files_in(bomb, notes) == {PurePath("block.py"): b""}
+    assert "packed in a way" in notes.pop()
+    nameless = tmp_path / "attend.py.zip"
+    with zipfile.ZipFile(nameless, "w") as archive:
+        archive.writestr("a", "")
+    nameless.write_bytes(nameless.read_bytes().replace(b"a", b"\0"))
+    files_in(nameless, notes)  # whatever it is taken for, it is no error
+    notes.clear()
+    (tmp_path / "own").mkdir()
+    for name in ("attend.py", "block.py"):
+        (tmp_path / "own" / name).write_bytes(b"")
+    read = Path.read_bytes
+
+    def forbidden(path: Path) -> bytes:
+        if path.name == "attend.py":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert files_in(tmp_path / "own", notes) == {PurePath("block.py"): b""}
+    assert notes == ["attend.py can't be read: Permission denied."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such paths there")
+def test_a_path_that_is_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "attend.py").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "deep")
+    for _ in range(25):
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    os.chdir(tmp_path)
+    notes: list[str] = []
+    assert files_in(tmp_path / "deep", notes) == {PurePath("attend.py"): b""}
+    assert "can't be read: File name too long." in notes[0]
+
+
+def sent(values: object, gradients: object = None) -> dict[str, object]:
+    return {"values": values, "gradients": gradients or {"kind": "list", "items": []}}
+
+
+def sent_tensor(shape: object) -> dict[str, object]:
+    return {"dtype": "float64", "shape": shape, "data": "", "requires_grad": False}
+
+
+@pytest.mark.parametrize(
+    "draw", [sent(sent_tensor(shape)) for shape in ([float("inf")], [0, 10**30], [10**3000] * 9, [0] * 9, ["0"])]
+)
+def test_a_forged_tensor_is_no_report(draw: dict[str, object]) -> None:
+    assert report_of(json.dumps({"state": "ran", "draws": [sent(sent_tensor([0]))]}).encode(), 1) is not None
+    assert report_of(json.dumps({"state": "ran", "draws": [draw]}).encode(), 1) is None
+
+
+def test_a_forged_report_with_the_right_values_is_judged(workplace: Path) -> None:
+    asked = exercise("windows")
+    right = list(results_of(asked, asked.solution, 3))
+    for kind_of_values, gradients in (("set", []), ("tuple", [1.0])):
+        draws = [
+            sent({**draw["values"], "kind": kind_of_values}, {"kind": "list", "items": gradients}) for draw in right
+        ]
+        assert not judge(asked, {"state": "ran", "draws": draws}, 3).passed
+    assert judge(asked, {"state": "ran", "draws": right}, 3).passed
+
+
+def test_what_stops_all_grading_is_told_at_once(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_in("anna", RIGHT)
+    grade = ("learn", "grade", "class", "--exercise", "attend", "--trust")
+    if Path("/proc/self").is_dir():
+        assert_clear_error(run_minigpt(*grade, "--output", "/proc/grades.csv"), "Nothing can be written into /proc")
+    monkeypatch.setattr(Child.__init__, "__defaults__", ((sys.executable, "-c", "print(end='', flush=True); 1 / 0"),))
+    assert_clear_error(run_minigpt(*grade), "ended before it began", "ZeroDivisionError")  # and anna isn't blamed
+    assert not Path("grades.csv").exists()
+
+
+def test_marks_that_cannot_be_written_are_shown(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_in("anna", RIGHT)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minigpt.course.grade.written_whole", full)
+    done = run_minigpt("learn", "grade", "class", "--exercise", "attend", "--trust")
+    assert_clear_error(done, "No space left on device")
+    assert "anna,1,1,right" in done.out
+
+
 HOLES = {
+    "read the submissions": ["--ro-bind", "{own}", "{own}"],
     "reach the network": ["--share-net"],
     "read your files": ["--bind", "{own}", "{own}"],
     "write your files": ["--bind", "{own}", "{own}"],
@@ -158,7 +281,7 @@ def test_a_sandbox_with_a_hole_is_refused(
     end = isolated.index(child.__file__) - 1
     monkeypatch.setattr(sandbox, "command", lambda: [*isolated[:end], *hole, *isolated[end:]])
     with pytest.raises(UserError, match=said):
-        sandbox.tried(tmp_path)
+        sandbox.tried(tmp_path, tmp_path)
 
 
 HARMFUL = {
@@ -168,7 +291,11 @@ HARMFUL = {
     "open('/tmp/' + 'x' * 9, 'wb').write(b'x' * (17 << 20))": "File too large",
     "[open(f'/tmp/{i}', 'wb').write(b'x' * (10 << 20)) for i in range(99)]": "No space left",
     "import socket; socket.create_connection(('192.0.2.1', 80), 2)": "Network is unreachable",
+    "import os; os.write(2, b'Timeout (0: attend.py windows.py'); os._exit(0)": "took more than 2 seconds.",
     "import os; os.kill(1, 9); os.kill(os.getppid(), 9); os._exit(0)": "ended the whole process",
+    "import mmap\n    for i in range(9): mmap.mmap(-1, (i + 1) << 30)": "Cannot allocate memory",
+    "import os; held = [os.memfd_create('') for i in range(99)]": "Too many open files",
+    "import resource; resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))": "not allowed to raise",
     "import faulthandler; faulthandler.cancel_dump_traceback_later()\n    while True: pass": "ended the whole process",
     'import os, json\n    for fd in range(1, 30):\n        try: os.write(fd, b\'{"state": "passed"}\')\n        except '
     "OSError: pass\n    os._exit(0)": "ended the whole process",
@@ -191,6 +318,17 @@ def test_a_submission_that_would_do_harm_is_contained(
     result = outcome(body, isolated)
     assert not result.passed
     assert HARMFUL[body] in result.message, result.message
+
+
+@pytest.mark.soak
+def test_an_answer_that_sleeps_without_its_watchdog_is_ended(
+    isolated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt.course.check.ENDING", 1.0)
+    began = time.monotonic()
+    body = "import faulthandler, time; faulthandler.cancel_dump_traceback_later(); time.sleep(99)"
+    assert "didn't end" in outcome(body, isolated).message
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.soak

@@ -4,10 +4,12 @@ import base64
 import contextlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,8 @@ from minigpt.errors import UserError
 
 SECONDS = 10.0  # that the answer may take for all inputs
 MEMORY = 2 << 30  # bytes that it may take
-STARTING = 120.0  # seconds within which the child must have ended, with its imports
+STARTING = 120.0  # seconds within which the child must have begun, with its imports
+ENDING = 10.0  # seconds beyond those of the answer after which it is ended from outside: it may call off its watchdog
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,22 @@ class Child:
 
         Raises:
             TimeoutExpired: it doesn't end.
+            UserError: it doesn't begin, for which the answer can do nothing.
         """
-        with contextlib.suppress(BrokenPipeError):  # it ended before it was told what to do, and said why
-            self._process.communicate(json.dumps(job).encode(), STARTING + job["seconds"])
+        deadline = time.monotonic() + STARTING
+        while not (begun := os.fstat(self._report.fileno()).st_size > 0) and self._process.poll() is None:
+            if time.monotonic() > deadline:
+                raise UserError(f"A process for an answer didn't begin within {STARTING:g} seconds.")
+            time.sleep(0.01)
+        if begun:
+            with contextlib.suppress(BrokenPipeError):  # it ended before it was told what to do, and said why
+                self._process.communicate(json.dumps(job).encode(), job["seconds"] + ENDING)
         self._said.seek(0)
         self._report.seek(0)
         said = self._said.read(20_000).decode(errors="replace")
+        if not begun:
+            why = "".join(said.splitlines()[-1:]) or "it said nothing. Is the disk or the memory full?"
+            raise UserError(f"A process for an answer ended before it began: {why}")
         return report_of(self._report.read(2 * WRITTEN), len(job["inputs"])), said
 
 
@@ -83,7 +96,7 @@ def report_of(raw: bytes, draws: int) -> dict[str, Any] | None:
                 unpacked_draws = [{key: unpacked(draw[key]) for key in ("values", "gradients")} for draw in found]
                 whole = all(isinstance(draw["gradients"], dict) for draw in unpacked_draws)
                 return {"state": "ran", "draws": unpacked_draws} if whole else None
-    except (ValueError, TypeError, LookupError, RuntimeError, RecursionError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError):
         return None
     return None
 
@@ -162,8 +175,8 @@ def judged(name: str, job: dict[str, Any], seed: int, child: Child) -> Result:
 def ended(name: str, job: dict[str, Any], said: str) -> str:
     """Why a child ended without a report."""
     if "Timeout (0:" in said:
-        frames = [line for line in said.splitlines() if Path(job["file"]).name in line]
-        where = f", and was at {re.findall(r'line [0-9]+', frames[0])[-1]}" if frames else ""
+        frames = re.findall(rf'{re.escape(Path(job["file"]).name)}", (line [0-9]+)', said)
+        where = f", and was at {frames[0]}" if frames else ""
         return f"{name} took more than {job['seconds']:g} seconds{where}. Is there a loop that never stops?"
     last = "\n".join(said.strip().splitlines()[-3:])
     return f"{name} ended the whole process." + (f" It said last:\n{last}" if last else "")
@@ -236,9 +249,7 @@ def equal(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, float | int) and isinstance(found, Tensor) and found.dim() == 0:
         found = found.item()
     if isinstance(found, dict) and isinstance(wanted, dict):
-        a, b = found["items"], wanted["items"]
-        alike = found["kind"] == wanted["kind"] or {found["kind"], wanted["kind"]} == {"list", "tuple"}
-        return alike and len(a) == len(b) and all(map(equal, a, b))
+        return alike(found, wanted) and all(map(equal, found["items"], wanted["items"]))
     if isinstance(found, Tensor) and isinstance(wanted, Tensor):
         if found.shape != wanted.shape or found.is_floating_point() != wanted.is_floating_point():
             return False
@@ -249,13 +260,23 @@ def equal(found: Any, wanted: Any) -> bool:
     return type(found) is type(wanted) and found == wanted
 
 
+def alike(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether two lists, say, are of one kind and as long."""
+    kinds = {found["kind"], wanted["kind"]}
+    return (len(kinds) == 1 or kinds == {"list", "tuple"}) and len(found["items"]) == len(wanted["items"])
+
+
 def difference(asked: Exercise, found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Where an answer that equals no known mistake first differs."""
     if equal(found["values"], wanted["values"]):
         arguments = zip(inspect.signature(asked.solution).parameters, asked.inputs(torch.Generator()), strict=True)
         names = [name for name, value in arguments if isinstance(value, Tensor) and value.requires_grad]
         pairs = zip(names, found["gradients"]["items"], wanted["gradients"]["items"], strict=False)
-        name = next((n for n, f, w in pairs if not equal(f, w)), names[0])
+        name = next((n for n, f, w in pairs if not equal(f, w)), None)
+        if name is None:
+            return (
+                "The values are right, but the gradients are not of the inputs: it changes the program that sends them."
+            )
         return (
             f"The values are right, but the gradient with respect to {name} isn't. Is something detached, converted "
             "to a number, or changed in place?"
@@ -266,7 +287,7 @@ def difference(asked: Exercise, found: dict[str, Any], wanted: dict[str, Any]) -
 def unlike(found: Any, wanted: Any, what: str) -> str:
     """How two values differ, in a sentence."""
     if isinstance(wanted, dict):
-        if not isinstance(found, dict) or len(found["items"]) != len(wanted["items"]):
+        if not isinstance(found, dict) or not alike(found, wanted):
             return f"{what} returns {kind(found)}; wanted is {kind(wanted)}."
         pairs = enumerate(zip(found["items"], wanted["items"], strict=True))
         i, (a, b) = next((i, pair) for i, pair in pairs if not equal(*pair))

@@ -12,6 +12,7 @@ import io
 import json
 import linecache
 import math
+import mmap
 import os
 import sys
 import traceback
@@ -27,6 +28,8 @@ from torch import Tensor
 PRINTED = 4000  # characters that are kept of what a function prints
 WRITTEN = 16 << 20  # bytes of the largest file that it may write, its report included
 NUMBERS = 1_000_000  # that a tensor may have to be sent; the exercises' have hundreds
+DIMENSIONS = 8  # that it may have
+OPEN = 64  # files that it may have open; files in memory count as memory only by their number
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16)}
 DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.int64, torch.int32, torch.bool)}
 
@@ -34,6 +37,8 @@ DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16
 def main() -> None:
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)  # so that nothing that the answer writes gets into the report
+        output.write(b" ")  # has begun, says this; JSON may have spaces before it
+        output.flush()
         job = json.loads(sys.stdin.buffer.read())
         with one_thread(), contextlib.redirect_stdout(Beginning(sys.stderr)):
             report = run(job)
@@ -98,18 +103,40 @@ def limit(seconds: float, memory: int | None, processes: bool) -> None:
         return
     import resource
 
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    except FileNotFoundError:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (WRITTEN, WRITTEN))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime + seconds) + 5
-    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+    limits = {
+        resource.RLIMIT_AS: mapped() + memory,  # that of RLIMIT_DATA leaves out what mmap shares
+        resource.RLIMIT_CPU: math.ceil(used.ru_utime + used.ru_stime + seconds) + 5,
+        resource.RLIMIT_FSIZE: WRITTEN,
+        resource.RLIMIT_NOFILE: OPEN,
+        resource.RLIMIT_CORE: 0,  # a crash leaves nothing behind
+    }
     if not processes:
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        limits[resource.RLIMIT_NPROC] = 0
+    for which, most in limits.items():
+        hard = resource.getrlimit(which)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(which, (most, most))
+
+
+def mapped() -> int:
+    """Bytes of address space that this process has. Where no /proc tells, they are the least limit that lets it map."""
+    import resource
+
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    low, high = 0, hard if hard != resource.RLIM_INFINITY else 1 << 47
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        resource.setrlimit(resource.RLIMIT_AS, (middle, hard))
+        try:
+            mmap.mmap(-1, mmap.PAGESIZE).close()
+            high = middle
+        except (OSError, MemoryError):
+            low = middle
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return high
 
 
 def load(path: Path) -> ModuleType:
@@ -194,7 +221,7 @@ def packed(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     name = str(value.dtype).removeprefix("torch.")
-    if name not in DTYPES or value.layout != torch.strided or value.numel() > NUMBERS:
+    if name not in DTYPES or value.layout != torch.strided or value.numel() > NUMBERS or value.dim() > DIMENSIONS:
         return {"kind": f"tensor ({name}) of shape {tuple(value.shape)}", "items": []}
     raw = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
     data = base64.b64encode(raw).decode()
@@ -215,9 +242,11 @@ def unpacked(value: Any) -> Any:
         return {"kind": str(value["kind"])[:100], "items": [unpacked(item) for item in value["items"]]}
     if "function" in value:
         return Function(value["function"], unpacked(value["numbers"]))
-    shape, dtype = [int(size) for size in value["shape"]], DTYPES[value["dtype"]]
+    shape, dtype = list(value["shape"]), DTYPES[value["dtype"]]
     data = bytearray(base64.b64decode(value["data"]))
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+    if len(shape) > DIMENSIONS or not all(type(size) is int and 0 <= size <= NUMBERS for size in shape):
+        raise ValueError("a shape that isn't sent")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for a tensor of shape {shape}")
     tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return tensor.view(shape).requires_grad_(bool(value["requires_grad"]) and dtype.is_floating_point)

@@ -6,6 +6,7 @@ it isolates is tried before anything runs in it: a probe attempts what must not 
 
 import os
 import shutil
+import site
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import os
 import socket
 
 
-def probe(port, secret, program, process):
+def probe(port, secret, program, process, submission):
     """What of all that must be impossible is possible. Whether a file was written is for its owner to see."""
     could = []
 
@@ -40,6 +41,7 @@ def probe(port, secret, program, process):
 
     attempt("reach the network", lambda: socket.create_connection(("127.0.0.1", port), 2))
     attempt("read your files", lambda: open(secret).read())
+    attempt("read the submissions", lambda: os.lstat(submission))
     attempt("", lambda: open(secret, "w").write("written"))
     attempt("write into this system", lambda: open(os.path.join(os.path.dirname(os.__file__), "written"), "w"))
     attempt("import the solutions", lambda: __import__(program))
@@ -63,7 +65,9 @@ def command() -> list[str]:
     package, packages = Path(__file__).parents[1], Path(torch.__file__).parents[1]
     seen = [Path(path) for path in (*SYSTEM, sys.base_prefix, sys.prefix, sysconfig.get_path("stdlib"), packages)]
     arguments = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for name, value in {"PATH": os.defpath, "HOME": "/tmp", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}.items():
+    variables = {"PATH": os.defpath, "HOME": "/tmp", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONUSERBASE"] = site.getuserbase()  # PyTorch may be there, by pip install --user
+    for name, value in variables.items():
         arguments += ["--setenv", name, value]
     arguments += ["--size", str(SCRATCH), "--tmpfs", "/tmp"]
     for path in seen:
@@ -84,11 +88,12 @@ def missing(why: str) -> str:
     )
 
 
-def tried(folder: Path) -> list[str]:
+def tried(folder: Path, submission: Path) -> list[str]:
     """The command of :func:`command`, after a probe could do nothing in it.
 
     Args:
         folder: of the user's, where a file is put that must stay out of reach.
+        submission: what must too, as an absolute path.
 
     Raises:
         UserError: it doesn't run here, or it doesn't isolate.
@@ -99,11 +104,13 @@ def tried(folder: Path) -> list[str]:
         tempfile.NamedTemporaryFile(dir=folder) as secret,
         Child(wrapped) as process,
     ):
-        inputs = server.getsockname()[1], secret.name, "minigpt.course.exercises.attend", os.getpid()
+        inputs = server.getsockname()[1], secret.name, "minigpt.course.exercises.attend", os.getpid(), str(submission)
         try:
             report, said = process.run(job_of("probe", PROBE.encode(), "probe.py", [inputs]))
         except subprocess.TimeoutExpired:
             report, said = None, "it doesn't end"
+        except UserError as error:
+            report, said = None, str(error)
         written = ["write your files"] if Path(secret.name).read_bytes() else []
     if report is None or report["state"] != "ran":
         raise UserError(missing(f"bubblewrap doesn't run: {' '.join((said or str(report)).split())[-300:]}"))
