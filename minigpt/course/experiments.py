@@ -797,7 +797,7 @@ def run(name: str, seed: int = 0, say: Callable[[str], None] = print, prediction
         UserError: there is no such experiment, or the line that it changes isn't there.
     """
     experiment, rows = known_experiment(name), []
-    width = max(len("not happening"), *(len(arm.name) for arm in experiment.arms))
+    width = max(len("prediction"), *(len(arm.name) for arm in experiment.arms))
 
     def add(label: str, line: str) -> None:
         rows.append((label, line))
@@ -809,8 +809,8 @@ def run(name: str, seed: int = 0, say: Callable[[str], None] = print, prediction
     for arm in experiment.arms:
         results[arm.name] = measured(experiment, arm, seed)
         add(arm.name, told(results[arm.name]))
-    for label, claim in (("signature", experiment.signature), ("not happening", experiment.not_happening)):
-        add(label, f"{'Yes' if claim(results) else 'NOT SO HERE'}: {claim.sentence}")
+    for label, claim in (("signature", experiment.signature), ("meanwhile", experiment.not_happening)):
+        add(label, ("" if claim(results) else "NOT SO HERE: ") + claim.sentence)
     add("answer", experiment.options[experiment.answer])
     return rows
 

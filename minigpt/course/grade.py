@@ -23,7 +23,7 @@ from minigpt.course.check import Child, Result, inputs_of, job_of, judged
 from minigpt.course.child import one_thread
 from minigpt.course.exercises import NAMES, exercise
 from minigpt.course.experiments import EXPERIMENTS
-from minigpt.course.lesson import Question, lessons
+from minigpt.course.lesson import Question, lessons, question_of
 from minigpt.errors import UserError
 from minigpt.files import user_path, written_whole
 
@@ -101,14 +101,17 @@ def submissions(folder: Path) -> Iterator[Submission]:
         UserError: there is no such folder, or nothing of the kind in it.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. In it there shall be a folder or a zip file for each learner.")
+        raise UserError(f"{folder} is no folder. Name one with a folder or a zip file for each learner.")
     try:
         there = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
         entries = [path for path in there if is_folder(path) or (path.suffix.lower() == ".zip" and is_file(path))]
     except OSError as error:
         raise UserError(f"{folder} can't be read: {error.strerror or error}.") from error
     if not entries:
-        raise UserError(f"In {folder} there is neither a folder nor a zip file of a learner's: a copy of my, say.")
+        raise UserError(
+            f"In {folder} there is neither a folder nor a zip file of a learner's. If this is one learner's, give the "
+            "folder above it."
+        )
     if others := [printable(path.name) for path in there if path not in entries]:
         print(f"Neither a folder nor a zip file, and not graded: {', '.join(others)}")
     shared = Counter(student_of(entry) for entry in entries)  # by anna and anna.zip, say
@@ -278,7 +281,7 @@ def kind_of(result: Result) -> str:
 def tally(handed_in: list[Submission]) -> Iterator[str]:
     """How often each option was predicted; the one that was measured is marked."""
     asked = {lesson.question.key: lesson.question for lesson in lessons()}
-    asked |= {it.name: Question(it.name, it.question, it.options, it.answer) for it in EXPERIMENTS.values()}
+    asked |= {it.name: question_of(it) for it in EXPERIMENTS.values()}
     given = {key: counts for key, it in asked.items() if any(counts := counted(handed_in, it))}
     yield "What the class predicted (* was measured):" if given else "No predictions were handed in."
     for key, counts in given.items():

@@ -244,8 +244,8 @@ const heads = {
       );
     this.says.replaceChildren(
       words.join("") +
-        (words.length && (row || here !== undefined) ? "." : "",
-        state.off.includes(`h${name}`) ? " It is switched off now." : ""),
+        (words.length && (row || here !== undefined) ? "." : "") +
+        (state.off.includes(`h${name}`) ? " It is switched off now." : ""),
     );
   },
 
