@@ -212,6 +212,14 @@ def pack(folder: Path, path: Path, tokenizer: CharTokenizer, sharp: float = 1, *
     return SimpleNamespace(gpt=gpt, tokenizer=tokenizer)
 
 
+def test_what_is_said_of_a_head_are_whole_sentences(open_page: Open) -> None:
+    page = open_page(link={"depth": "researcher", "panel": "heads", "head": "0.1", "off": "h0.1"})
+    settle(page)
+    said = page.inner_text("#heads-panel .says")
+    assert "bits a character more" in said
+    assert said.endswith(". It is switched off now.")
+
+
 def test_typing_shows_what_python_computes(open_page: Open, model: Any) -> None:
     page = open_page(link={"text": TEXT})
     assert_prices(page, trace(model, TEXT))
