@@ -660,7 +660,7 @@ def test_on_a_terminal_it_watches_the_answer_and_ends_by_ctrl_c(workplace: Path)
     path = Path("my/vocabulary.py")
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("sorted(", "list("), encoding="utf-8")
-    until("vocabulary: ")
+    until("vocabulary is ")
     path.write_text(text, encoding="utf-8")
     until("vocabulary: Right")
     said = said.partition("vocabulary: Right")[2]

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from minigpt.course.child import one_thread
 from minigpt.course.text import text as sentences
 from minigpt.errors import UserError
 from minigpt.generation import generate
@@ -818,7 +819,7 @@ def run(name: str, seed: int = 0, say: Callable[[str], None] = print, prediction
 def measured(experiment: Experiment, arm: Arm, seed: int) -> dict[str, float]:
     """What an experiment measures of one of its arms."""
     text = experiment.text(seed) if experiment.text else sentences(LENGTH, seed)
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return experiment.measure(arm, seed, text)
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ class Question:
         """A regular expression that finds its text in Markdown, wherever the lines are broken there."""
         return r"\s+".join(map(re.escape, self.text.split()))
 
-    def shown(self) -> str:
-        """The question with its options, each with its number."""
-        return "\n".join([self.text, "", *(f"  {number}. {option}" for number, option in enumerate(self.options, 1))])
+    def shown(self, columns: int = 0) -> str:
+        """The question with its options, each with its number; in lines of so many columns, where that is given."""
+        text = textwrap.fill(self.text, columns) if columns else self.text
+        return "\n".join([text, "", *(f"  {number}. {option}" for number, option in enumerate(self.options, 1))])
 
 
 def question_of(experiment: Experiment) -> Question:

@@ -33,7 +33,7 @@ def read(settings: Namespace) -> None:
     if said is None:
         # The question comes with its options, and once.
         show(lesson, re.sub(rf"{question.pattern}\Z", "", first).rstrip())
-        print(f"\n{question.shown()}\n")
+        print(f"\n{question.shown(columns())}\n")
         if not on_terminal():
             print(f"Predict before you see it: {command(f'predict {lesson.number}')} 1, or another option's number.")
             print(f"The lesson's Python is in {script}, to be run and changed. What follows the question answers it.")
@@ -58,9 +58,14 @@ def show(lesson: Lesson, text: str) -> None:
 
     text = re.sub(r"!\[([^\]]*)\]\((?!\w+:)([^)]+)\)", picture, text)
     if on_terminal():
-        pydoc.pager(filled(text, shutil.get_terminal_size().columns))
+        pydoc.pager(filled(text, columns() + 1) + "\n")
     else:
         print(text)
+
+
+def columns() -> int:
+    """How long a line may be that is not to be broken by the terminal; 0 where there is none."""
+    return shutil.get_terminal_size().columns - 1 if on_terminal() else 0
 
 
 def filled(text: str, columns: int) -> str:
@@ -111,7 +116,7 @@ def predict(settings: Namespace) -> None:
             f'You have predicted in lesson {lesson.number}: "{question.options[before - 1]}". A prediction stays as '
             "it was made."
         )
-    print(question.shown(), flush=True)
+    print(question.shown(columns()), flush=True)
     said = predicted(folder, question, settings.option)
     print(f"\nRecorded: {said}. Go on with: {command(f'read {lesson.number}')}")
 
@@ -125,7 +130,7 @@ def experiment(settings: Namespace) -> None:
         return
     asked = known_experiment(name)
     question = question_of(asked)
-    print(f"{asked.change}\n\n{question.shown()}\n", flush=True)
+    print(f"{asked.change}\n\n{question.shown(columns())}\n", flush=True)
     said = predicted(folder, question, settings.option)
     if settings.option not in (said, None):
         print(f"You predicted {said} before, and a prediction stays as it was made.")
