@@ -159,7 +159,8 @@ def test_a_hang_up_saves_the_run(workplace: Path) -> None:
     assert f"Stopped after step {read_checkpoint(OLD.last)['global_step']}" in out
 
 
-@pytest.mark.parametrize("lines", [1, pytest.param(7, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("lines", [1, 7])
 def test_a_reader_that_leaves_lets_the_run_save_and_stop(workplace: Path, lines: int) -> None:
     """As ``fit 2>&1 | head -7`` does, and ``head -1``, which leaves before training has begun."""
     command = [sys.executable, "-m", "minigpt", *LONG]

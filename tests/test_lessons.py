@@ -15,7 +15,7 @@ from minigpt.course.figures import FIGURES, of_lesson
 from minigpt.course.figures import FOLDER as PICTURES
 from minigpt.course.lesson import BLOCK, Lesson, lessons, run
 
-SLOW = {5, 6, 7, 8, 9, 11, 12}  # numbers of lessons whose code runs for more than 3 seconds
+SLOW = set(range(3, 13))  # numbers of lessons whose code takes a second or more
 LESSONS = [pytest.param(it, id=it.path.stem) for it in lessons()]
 RUNNING = [pytest.param(it, id=it.path.stem, marks=[pytest.mark.soak] if it.number in SLOW else []) for it in lessons()]
 PACKAGE = ROOT / "minigpt"
