@@ -249,7 +249,7 @@ CHANGES = {
     "the norm": ("return (x_BTC - mean_BT1) * torch.rsqrt(variance_BT1 + self.eps)", "return x_BTC"),
 }
 FIT = shlex.split(
-    "fit --config tiny.yaml --trainer.max_steps 300 --trainer.val_check_interval 300 --sampler.every_n_steps 0 "
+    "fit --config tiny.yaml --trainer.max_steps 90 --trainer.val_check_interval 30 --sampler.every_n_steps 0 "
     "--model.norm pre --model.n_embd 32 --model.embd_pdrop 0 --model.attn_pdrop 0 --model.resid_pdrop 0 "
     "--model.optimizer muon --model.learning_rate 0.01 --model.muon_learning_rate 0.05"
 )
@@ -264,11 +264,16 @@ def call(package: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def losses(package: Path, *flags: str) -> tuple[float, float, str]:
-    """Training and validation loss of a run of the package in a folder, and what it said."""
+def losses(package: Path, *flags: str) -> tuple[list[float], list[float], str]:
+    """The curves of training and validation loss of a run of the package in a folder, and what it said."""
     out = call(package, *FIT, *flags).stdout
     run = max(Path("lightning_logs/tiny").glob("version_*"), key=lambda path: int(path.name[8:]))
-    return curve(run, "train/loss")[-1][1], curve(run, "val/loss")[-1][1], out
+    train, val = ([value for _, value in curve(run, f"{which}/loss")] for which in ("train", "val"))
+    return train, val, out
+
+
+def largest_difference(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def expected(package: Path) -> tuple[list[float], str]:
@@ -299,11 +304,13 @@ def test_what_a_learner_changes_in_model_py_has_its_effect(
     (here, by_formulas), (there, usual_words) = expected(copy), expected(ROOT)
     assert told in by_formulas
     assert "fast layers" in usual_words
-    assert max(abs(a - b) for a, b in zip(here, there, strict=True)) > 5e-5  # more than rounding
-    if change == "the mask":  # each character sees the next one, in training and in validation alike
-        assert train < 0.4
-        assert val < 0.4
-    else:  # the formulas that were not changed compute the same bits each time, so any difference is the change's
+    assert largest_difference(here, there) > 5e-5  # more than rounding
+    if change == "the mask":  # each character sees the next one; without that this text costs 0.89 nats or more
+        assert train[-1] < 0.6
+        assert val[-1] < 0.6
+    else:
+        # The formulas that were not changed compute the same bits each time, so any difference is the change's. The
+        # whole curves are compared: both models learn this text in the end, and their last losses may meet.
         usual = losses(ROOT, "--trainer.precision", precision, "--fast", "false")
-        assert abs(train - usual[0]) > 1e-3
-        assert abs(val - usual[1]) > 1e-3
+        assert largest_difference(train, usual[0]) > 0.01
+        assert largest_difference(val, usual[1]) > 0.01
