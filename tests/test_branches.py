@@ -106,7 +106,8 @@ def test_what_ends_a_run_is_told_with_the_flag_by_which_it_goes_on(workplace: Pa
     assert "Stopping threshold reached: val/loss" in result.out
 
 
-@pytest.mark.parametrize(("value", "batches"), [("1", 1), pytest.param("1.0", 13, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize(("value", "batches"), [("1", 1), ("1.0", 13)])
 def test_a_whole_number_is_a_count(workplace: Path, value: str, batches: int) -> None:
     """Whichever of int | float and float | int the typing module met first: here the latter, as for most users."""
     code = (
@@ -148,6 +149,7 @@ def test_a_csv_logger_of_the_users_own_loses_no_rows(workplace: Path) -> None:
 LONG = ["fit", "--config", "tiny.yaml", "--trainer.max_steps", "100000"]
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(os.name != "posix", reason="a hang-up is POSIX's")
 def test_a_hang_up_saves_the_run(workplace: Path) -> None:
     with subprocess.Popen([sys.executable, "-m", "minigpt", *LONG], stdout=subprocess.PIPE, text=True) as process:

@@ -87,6 +87,18 @@ def test_each_known_mistake_is_told_by_its_own_sentence(name: str) -> None:
         assert (result.message, result.mistake) == (sentence, sentence)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if exercise(name).raising])
+def test_an_error_that_a_known_mistake_raises_is_told_by_its_sentence(name: str, tmp_path: Path) -> None:
+    asked = exercise(name)
+    for number, (sentence, _) in enumerate(asked.raising):
+        wrong = f"exercise({name!r}).raising[{number}][1](*a)"
+        text = f"from minigpt.course.exercises import exercise\n\ndef {name}(*a):\n    return {wrong}\n"
+        result = judge(asked, run_file(name, tmp_path / "answer.py", text), 1)
+        assert not result.passed
+        assert result.message.startswith("It raises an error:\n  line 4: return")
+        assert result.message.splitlines()[-1] == f"This error often means: {sentence}"
+
+
 def by_attention(x_BTC: Tensor) -> Tensor:
     """All scores 0: the mean of the past."""
     x_B1TC = x_BTC.unsqueeze(1)
@@ -131,6 +143,19 @@ def by_model_block(x: Tensor, attention: Any, feed_forward: Any, norm_1: Any, no
     return model.Block.forward(layer, x)
 
 
+def ignoring_caches(block: Any) -> Any:
+    return lambda x_BTC, cache: block(x_BTC)
+
+
+def by_model_gpt(ids_BT: Tensor, token_VC: Tensor, position_TC: Tensor, blocks: Any, final_norm: Any) -> Tensor:
+    layer: Any = SimpleNamespace(config=GPTConfig(), final_norm=final_norm, embedding_dropout=lambda x: x)
+    layer.token_embedding = model.TokenEmbedding(*token_VC.shape)
+    del layer.token_embedding.weight  # a parameter would be a leaf of its own
+    layer.token_embedding.weight = token_VC
+    layer.position_embedding, layer.blocks = position_TC.__getitem__, list(map(ignoring_caches, blocks))
+    return model.GPT.forward(layer, ids_BT)
+
+
 def by_make_optimizer(
     p: Tensor, g: Tensor, m1: Tensor, m2: Tensor, step: int, rate: float, b1: float, b2: float, eps: float, wd: float
 ) -> tuple[Tensor, ...]:
@@ -170,6 +195,7 @@ PROGRAM: dict[str, Callable[..., Any]] = {
     "block": by_model_block,
     "learning_rate": lambda s, peak, w, m: peak * optim.learning_rate_factor(s, "cosine", w, m, 0.3),
     "adamw_step": by_make_optimizer,
+    "gpt": by_model_gpt,
     "choose": by_generation,
 }
 
@@ -202,16 +228,23 @@ def test_vocabulary_and_lens_are_those_of_the_real_program(workplace: Path) -> N
 def test_what_is_sent_to_a_child_arrives_bit_for_bit(name: str) -> None:
     for row in inputs_of(exercise(name), 5):
         sent = json.loads(json.dumps([child.packed(child.plain(value)) for value in row]))
-        for value, arrived in zip(row, map(child.unpacked, sent), strict=True):
-            assert type(arrived) is type(value)
-            if isinstance(value, child.Function):
-                assert arrived.name == value.name
-                value, arrived = value.numbers, arrived.numbers
-            if isinstance(value, Tensor):
-                assert (arrived.dtype, arrived.requires_grad) == (value.dtype, value.requires_grad)
-                assert torch.equal(arrived, value)
-            else:
-                assert arrived == value
+        for value, arrived in zip(row, [child.given(child.unpacked(value)) for value in sent], strict=True):
+            assert_arrived(value, arrived)
+
+
+def assert_arrived(value: Any, arrived: Any) -> None:
+    assert type(arrived) is type(value)
+    if isinstance(value, list):
+        for item, arrived_item in zip(value, arrived, strict=True):
+            assert_arrived(item, arrived_item)
+    elif isinstance(value, child.Function):
+        assert arrived.name == value.name
+        assert_arrived(value.numbers, arrived.numbers)
+    elif isinstance(value, Tensor):
+        assert (arrived.dtype, arrived.requires_grad) == (value.dtype, value.requires_grad)
+        assert torch.equal(arrived, value)
+    else:
+        assert arrived == value
 
 
 DRAW = {"values": 1.5, "gradients": {"kind": "list", "items": []}}
@@ -285,7 +318,7 @@ def test_what_a_check_says_of_an_answer_that_is_no_known_mistake(tmp_path: Path)
         ("x, = a\nreturn torch.ones(6, 6).tril() @ x", "dtype=x.dtype"),
         ("x, = a\nx += 1\nreturn x", "change an input in place"),
         ("x, = a\nreturn torch.tensor(x.numpy().cumsum(1))", "NumPy knows no gradients"),
-        ("x, = a\nreturn x + torch.ones(6, 6)", "shapes don't fit"),
+        ("x, = a\nreturn x + torch.ones(4, 4)", "shapes don't fit"),
     ):
         assert advised in said("average_past", body)
     assert "SyntaxError" in said("attend", "return (")
@@ -390,6 +423,31 @@ def test_all_parts_of_ones_own_at_once_train_the_same_model(workplace: Path, fas
     assert sample.strip() in usual.out  # the same text by the learner's choice
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_the_whole_model_of_ones_own_computes_what_the_programs_does(norm: Any, positions: Any) -> None:
+    gpt = build(GPTConfig(23, 16, 2, 2, 12, embd_pdrop=0.3, norm=norm, positions=positions)).double()
+    ids_BT = random_ids(3, 16)
+    results = []
+    for functions in ({}, {"gpt": exercise("gpt").solution}):
+        with mine.in_place(functions):
+            caches = [model.KeyValueCache(16) for _ in gpt.blocks]
+            gpt.eval()
+            with torch.no_grad():
+                cached_BTV = torch.cat([gpt(ids_BT[:, a:b], caches) for a, b in ((0, 9), (9, 10), (10, 16))], 1)
+            gpt.train()
+            torch.manual_seed(3)
+            gpt(ids_BT).square().sum().backward()  # dropout draws the same
+            gradient = gpt.token_embedding.weight.grad
+            assert gradient is not None
+            results.append((cached_BTV, gradient.clone()))
+            gpt.zero_grad()
+            with pytest.raises(ValueError, match="17 tokens"):
+                gpt(random_ids(1, 17))
+    for usual, own in zip(*results, strict=True):
+        torch.testing.assert_close(own, usual)
+
+
 def test_a_flag_that_contradicts_a_part_is_refused() -> None:
     for given in (["--model.norm", "pre"], ["--model.norm=pre"]):
         with pytest.raises(UserError, match="norm pre doesn't go with your block"):
@@ -421,7 +479,7 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
 @pytest.mark.soak
 def test_the_whole_path_from_the_first_command_to_the_last_checkpoint(workplace: Path) -> None:
     first = run_minigpt("learn")
-    assert "0 of 12 lessons, 0 of 14 exercises" in first.out
+    assert "0 of 12 lessons, 0 of 15 exercises" in first.out
     assert "Next: lesson 1, What surprise costs, about 35 minutes" in first.out
     assert "Why not count mistakes?" in run_minigpt("learn", "read", 1).out
     assert run_minigpt("learn", "predict", 1, 4).code == 0

@@ -173,6 +173,7 @@ def test_killed_at_any_byte_of_a_write_the_checkpoint_is_the_old_or_the_new(
     assert not list(LAST.parent.glob("*.part"))
 
 
+@pytest.mark.soak
 def test_a_full_disk_leaves_the_checkpoint_before_whole(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_lesson_prints_what_it_says_and_draws_its_pictures(
 def test_a_lesson_has_what_the_learner_is_led_by(lesson: Lesson) -> None:
     assert lesson.body.startswith(f"# {lesson.title}\n")
     assert [title for title in re.findall(r"^## (.*)$", lesson.body, re.MULTILINE) if title in SECTIONS] == SECTIONS
+    assert 1 <= len(lesson.exercises) <= 2
     for name in lesson.exercises:
         assert name in NAMES
         assert exercise(name).lesson == lesson.number
@@ -78,7 +79,7 @@ def test_a_lesson_has_what_the_learner_is_led_by(lesson: Lesson) -> None:
     assert question.text.endswith("?")
     assert 2 <= len(set(question.options)) == len(question.options) <= 4
     assert EXPERIMENTS[lesson.experiment].lesson == lesson.number
-    assert 20 <= lesson.minutes <= 60
+    assert 20 <= lesson.minutes <= 40
     assert f"minigpt learn break {lesson.experiment}\n" in lesson.body
 
 

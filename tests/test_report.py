@@ -81,6 +81,7 @@ def test_the_page_has_all_of_a_run_in_one_sound_file(in_trained: Path) -> None:
         assert part in page.text
 
 
+@pytest.mark.soak
 def test_a_file_that_is_not_such_a_page_is_not_replaced(in_trained: Path) -> None:
     page = Path("report.html")
     page.write_text("mine")

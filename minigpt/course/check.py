@@ -191,7 +191,7 @@ def judge(asked: Exercise, report: dict[str, Any], seed: int) -> Result:
     if state == "unwritten":
         return Result(False, "Not begun: replace `raise NotImplementedError` by your answer.")
     if state == "raised":
-        return Result(False, "\n".join([f"It raises an error:\n{report['error']}", *advice(report["error"])]))
+        return Result(False, f"It raises an error:\n{report['error']}\n{advice(asked, report['error'], seed)}".rstrip())
     draws, wanted = report["draws"], list(results_of(asked, asked.solution, seed))
     if all(map(same, draws, wanted)):
         compared = "values and gradients" if any(draw["gradients"]["items"] for draw in wanted) else "the values"
@@ -229,9 +229,15 @@ ADVICE = (
 )
 
 
-def advice(error: str) -> list[str]:
-    """What an error means to somebody who meets it for the first time."""
-    return [meaning for pattern, meaning in ADVICE if re.search(pattern, error)][:1]
+def advice(asked: Exercise, error: str, seed: int) -> str:
+    """What an error means to somebody who meets it for the first time; nothing if that isn't known."""
+    for sentence, wrong in asked.raising:
+        try:
+            wrong(*inputs_of(asked, seed)[0])
+        except Exception as same_error:  # on the same inputs, whose sizes all differ: hardly another mistake has it
+            if error.endswith(f"{type(same_error).__name__}: {same_error}"):
+                return f"This error often means: {sentence}"
+    return next((meaning for pattern, meaning in ADVICE if re.search(pattern, error)), "")
 
 
 def results_of(asked: Exercise, function: Callable[..., Any], seed: int) -> Iterable[dict[str, Any]]:

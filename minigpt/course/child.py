@@ -68,7 +68,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             return {"state": "missing"}
         draws = []
         for row in job["inputs"]:
-            draws.append(drawn(function, tuple(map(unpacked, row))))
+            draws.append(drawn(function, tuple(given(unpacked(value)) for value in row)))
             if isinstance(sys.stdout, Beginning):
                 sys.stdout.left = 0  # what it prints for the first inputs is enough
         return {"state": "ran", "draws": [{key: packed(value) for key, value in draw.items()} for draw in draws]}
@@ -250,6 +250,11 @@ def unpacked(value: Any) -> Any:
         raise ValueError(f"{len(data)} bytes for a tensor of shape {shape}")
     tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return tensor.view(shape).requires_grad_(bool(value["requires_grad"]) and dtype.is_floating_point)
+
+
+def given(value: Any) -> Any:
+    """An argument as a function takes it, from what :func:`plain` made of it."""
+    return [given(item) for item in value["items"]] if isinstance(value, dict) else value
 
 
 def _number(value: Any) -> int:

@@ -79,7 +79,7 @@ class Lesson:
 
     @property
     def exercises(self) -> tuple[str, ...]:
-        return tuple(name for name in self.values["exercises"].split(", ") if name)  # the last lesson has none
+        return tuple(self.values["exercises"].split(", "))
 
     @property
     def experiment(self) -> str:

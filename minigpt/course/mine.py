@@ -3,6 +3,7 @@
 Each place is named by where it stands. Nothing else of the program changes, so the checkpoint is an ordinary one.
 """
 
+import math
 import pkgutil
 import time
 from argparse import Namespace
@@ -61,6 +62,22 @@ def stacking(block: Own) -> Own:
     def forward(self: Any, x_BTC: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         attention = partial(self.attention, cache=cache)
         return block(x_BTC, attention, self.feed_forward, lambda x: self.residual_middle(self.norm_1(x)), self.norm_2)
+
+    return forward
+
+
+def assembling(gpt: Own) -> Own:
+    def forward(self: Any, ids_BT: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        start = caches[0].length if caches else 0
+        if (end := start + ids_BT.shape[1]) > self.config.block_size:
+            raise ValueError(f"The sequence has {end} tokens, more than block_size = {self.config.block_size}.")
+        blocks = [partial(block, cache=caches[i] if caches else None) for i, block in enumerate(self.blocks)]
+        # What the exercise says nothing of, dropout and the size of tokens beside sines, goes before the first block.
+        scale = math.sqrt(self.config.n_embd) if self.config.positions == "sinusoidal" else 1.0
+        first = blocks[0]
+        blocks[0] = lambda x_BTC: first(self.embedding_dropout(scale * x_BTC))
+        position_TC = self.position_embedding(torch.arange(start, end, device=ids_BT.device)) / scale
+        return gpt(ids_BT.long(), self.token_embedding.weight, position_TC, blocks, self.final_norm)
 
     return forward
 
@@ -184,6 +201,7 @@ PLACES = {
         "training.module.learning_rate_factor", scheduling, {"model.schedule": "cosine"}, "learning_rate is a cosine"
     ),
     "adamw_step": Place("optim.AdamW", stepping),
+    "gpt": Place("model.GPT.forward", assembling),
     "choose": Place("generation.next_ids", choosing),
 }
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from filelock import FileLock
+
 from minigpt.course.exercises import NAMES, exercise
 from minigpt.course.lesson import Lesson, Step, known_lesson, lessons
 from minigpt.errors import UserError
@@ -43,6 +45,17 @@ def is_of_type(value: Any, wanted: Any) -> bool:
     """Whether something from a JSON file is of a type: a simple one, or a list or dict of a simple one."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return type(value) is (get_origin(wanted) or wanted) and all(type(it) is get_args(wanted)[-1] for it in items)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let a UserError tell that a file can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written: {error.strerror or error}. Start the course in a folder that is yours."
+        ) from error
 
 
 class Folder:
@@ -85,10 +98,23 @@ class Folder:
 
     @contextmanager
     def changed(self) -> Iterator[Progress]:
-        """The progress, to be changed: read anew, because another window may have written it, and saved at the end."""
-        progress = self.progress()
-        yield progress
-        self.write(self.record, json.dumps(dataclasses.asdict(progress), indent=1))
+        """The progress, to be changed: read anew, because another window may have written it, and saved at the end.
+
+        Until then other windows wait, so don't wait for the learner in it.
+
+        Raises:
+            UserError: it can't be read or written.
+        """
+        lock = FileLock(self.path / ".lock")
+        with writing(self.record):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            progress = self.progress()
+            yield progress
+            self.write(self.record, json.dumps(dataclasses.asdict(progress), indent=1))
+        finally:
+            lock.release()
 
     def script(self, lesson: Lesson) -> Path:
         """The file with the lesson's blocks of Python, to be run and changed; it is made if there is none."""
@@ -103,13 +129,8 @@ class Folder:
         Raises:
             UserError: it can't be written.
         """
-        try:
-            with written_whole(path) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise UserError(
-                f"{path} can't be written: {error.strerror or error}. Start the course in a folder that is yours."
-            ) from error
+        with writing(path), written_whole(path) as file:
+            file.write(text.encode())
 
     def answer(self, name: str) -> Path:
         """The file with the answer to an exercise."""

@@ -3,6 +3,7 @@
 ``LESSON`` and ``TITLE``; ``STUB``, the file that the learner gets; ``inputs``, arguments drawn anew, in float64;
 ``specification``, in plain loops; ``solution``, as a good learner writes it; ``WRONG``, answers that are known to be
 wrong, each with what is to be said to whoever gives it; ``HINTS``, from a question to the line of the real program;
+``RAISES``, where there are any, answers that PyTorch refuses by an error of their own, with the same;
 ``DRAWS``, how many inputs an answer is tried on, where the usual number would let a wrong one pass.
 """
 
@@ -15,7 +16,7 @@ import torch
 
 NAMES = (
     *("vocabulary", "surprisal", "windows", "cross_entropy", "average_past", "attend", "split_heads"),
-    *("position_table", "layer_norm", "block", "learning_rate", "adamw_step", "choose", "lens"),
+    *("position_table", "layer_norm", "block", "learning_rate", "adamw_step", "choose", "lens", "gpt"),
 )
 
 
@@ -31,6 +32,7 @@ class Exercise:
     specification: Callable[..., Any]
     solution: Callable[..., Any]
     wrong: list[tuple[str, Callable[..., Any]]]
+    raising: list[tuple[str, Callable[..., Any]]]
     hints: list[str]
     draws: int  # inputs that an answer is tried on, each drawn anew
 
@@ -47,6 +49,7 @@ def exercise(name: str) -> Exercise:
         module.specification,
         module.solution,
         module.WRONG,
+        getattr(module, "RAISES", []),
         module.HINTS,
         getattr(module, "DRAWS", 16),
     )

@@ -98,6 +98,10 @@ def _masked_after(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> T
     return pattern_BHTS.tril(S - T) @ value_BHSD
 
 
+def _future(rows: Tensor, columns: Tensor) -> Tensor:
+    return torch.ones(rows.shape[2], columns.shape[2], dtype=torch.bool).triu(1)
+
+
 WRONG = [
     (
         "The scale is missing: divide the scores by sqrt(D), or softmax gets the sharper the wider a head is.",
@@ -147,5 +151,32 @@ WRONG = [
     (
         "Queries and keys are swapped.",
         lambda q, k, v: _attend(k[:, :, -q.shape[2] :], torch.cat((k[:, :, : -q.shape[2]], q), 2), v),
+    ),
+]
+
+RAISES = [
+    (
+        "Your mask is T x T: there may be more keys than queries, so it must be T x S, as the scores are.",
+        lambda q, k, v: (q @ k.mT).masked_fill(_future(q, q), 0),
+    ),
+    (
+        "Your mask is T x T: there may be more keys than queries, so it must be T x S, as the scores are.",
+        lambda q, k, v: q @ k.mT + _future(q, q),
+    ),
+    (
+        "Your mask is S x S: there are T queries, so it must be T x S, as the scores are.",
+        lambda q, k, v: (q @ k.mT).masked_fill(_future(k, k), 0),
+    ),
+    (
+        "Your mask is S x S: there are T queries, so it must be T x S, as the scores are.",
+        lambda q, k, v: q @ k.mT + _future(k, k),
+    ),
+    (
+        "The keys are not transposed: (T, D) @ (D, S) is (T, S). Exchange their last two dimensions.",
+        lambda q, k, v: q @ k,
+    ),
+    (
+        "You exchange the wrong dimensions of the keys: wanted are the last two, transpose(-2, -1).",
+        lambda q, k, v: q @ k.transpose(1, 2),
     ),
 ]

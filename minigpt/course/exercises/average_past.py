@@ -107,3 +107,14 @@ WRONG = [
         lambda x: solution(x).mean(0, keepdim=True).expand_as(x),
     ),
 ]
+
+RAISES = [
+    (
+        "Your numbers from 1 to T divide channels: give them a dimension, [:, None], so that each divides a row.",
+        lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1),
+    ),
+    (
+        "Your weights stand on the right: they belong on the left, (T, T) @ (B, T, C), to mix positions, not channels.",
+        lambda x: x @ torch.ones(x.shape[1], x.shape[1], dtype=x.dtype),
+    ),
+]

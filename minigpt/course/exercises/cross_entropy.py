@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Answer = Callable[..., Any]
@@ -118,5 +119,16 @@ WRONG = [
     (
         "You use the model's probability instead of its logarithm.",
         lambda z, y: -z.softmax(-1).gather(-1, y.unsqueeze(-1)).mean(),
+    ),
+]
+
+RAISES = [
+    (
+        "F.cross_entropy and F.nll_loss take (N, V) and (N): flatten batch and positions of both into one dimension.",
+        lambda logits, targets: F.cross_entropy(logits, targets),
+    ),
+    (
+        "gather wants an index with as many dimensions: targets.unsqueeze(-1), and squeeze(-1) afterwards.",
+        lambda logits, targets: logits.gather(-1, targets),
     ),
 ]

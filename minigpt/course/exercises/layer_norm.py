@@ -116,3 +116,14 @@ WRONG = [
     ("You add the bias before you scale.", lambda x, w, b, eps: (_over(-1)(x, torch.ones_like(w), b, eps)) * w),
     ("The values are right, but no gradient flows through mean and variance: don't detach them.", _detached),
 ]
+
+RAISES = [
+    (
+        "A mean or variance has lost a dimension: with keepdim=True it is (B, T, 1), which goes with (B, T, C).",
+        lambda x, w, b, eps: x - x.mean(-1),
+    ),
+    (
+        "Your mean runs over the positions, and has lost a dimension: it runs over the channels, with keepdim=True.",
+        lambda x, w, b, eps: x - x.mean(1),
+    ),
+]

@@ -95,3 +95,10 @@ WRONG = [
     ("You use 1,000 instead of 10,000.", lambda T, C: _table(_angles(T, C, 1000.0))),
     ("Your table stands on its side: wanted is (T, C).", lambda T, C: solution(T, C).T),
 ]
+
+RAISES = [
+    (
+        "Positions and frequencies need a dimension each: arange(T)[:, None] / (...) is a row for each position.",
+        lambda T, C: torch.arange(T) / 10000 ** (torch.arange(0, C, 2) / C),
+    ),
+]

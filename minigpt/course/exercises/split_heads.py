@@ -92,3 +92,15 @@ WRONG = [
     ("You give all heads together: (B, 1, T, C).", lambda x, n: tuple(part.unsqueeze(1) for part in x.chunk(3, -1))),
     ("Your heads stand in the reverse order.", lambda x, n: tuple(part.flip(1) for part in solution(x, n))),
 ]
+
+RAISES = [
+    (
+        "The numbers don't lie in memory as your view wants them. reshape would run, and mix heads with positions: "
+        "view as (B, T, H, D) first, and transpose then.",
+        lambda qkv, n_head: [part.view(len(qkv), n_head, qkv.shape[1], -1) for part in qkv.chunk(3, -1)],
+    ),
+    (
+        "The last dimension holds queries, keys and values, 3 C: take it apart into three before the heads.",
+        lambda qkv, n_head: qkv.view(*qkv.shape[:2], n_head, qkv.shape[2] // 3 // n_head),
+    ),
+]

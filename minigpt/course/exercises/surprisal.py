@@ -73,3 +73,10 @@ WRONG = [
         lambda p, ids: -_taken(p, ids).log() / math.log(10),
     ),
 ]
+
+RAISES = [
+    (
+        "gather wants an index with as many dimensions: ids.unsqueeze(-1), and squeeze(-1) afterwards.",
+        lambda probabilities, ids: probabilities.gather(-1, ids),
+    ),
+]

@@ -88,3 +88,14 @@ WRONG = [
     ("Your windows begin one too late.", lambda ids, starts, T: solution(ids, starts + 1, T)),
     ("Your windows begin at 0 and not at their starts.", lambda ids, starts, T: solution(ids, starts * 0, T)),
 ]
+
+RAISES = [
+    (
+        "Starts and steps need a dimension each: starts[:, None] + arange is (B, T), a row for each start.",
+        lambda ids, starts, size: ids[starts + torch.arange(size)],
+    ),
+    (
+        "A slice has one start, and there are B: index by starts[:, None] + arange, or stack the slices of a loop.",
+        lambda ids, starts, size: ids[starts : starts + size],
+    ),
+]
