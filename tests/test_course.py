@@ -594,6 +594,16 @@ def test_a_torn_or_foreign_progress_file_is_told_and_left_alone(workplace: Path,
     assert "solution" in Path("my/attend.py").read_text(encoding="utf-8")
 
 
+def test_windows_that_record_progress_at_the_same_moment_lose_none_of_it(tmp_path: Path) -> None:
+    def record(lesson: int) -> None:
+        with progress.Folder(tmp_path / "my").changed() as found:
+            found.predictions[str(lesson)] = 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(record, range(24)))
+    assert len(progress.Folder(tmp_path / "my").progress().predictions) == 24
+
+
 def test_a_file_in_the_place_of_the_folder_is_told(workplace: Path) -> None:
     Path("my").write_text("notes")
     for words in ([], ["check", "attend"], ["train", "--mine", "attend"]):

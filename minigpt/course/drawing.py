@@ -7,7 +7,7 @@ WIDTH = 700  # units of a picture's width
 BLUE, ORANGE = "#3f83d6", "#d9822b"  # readable on white and on black
 STYLE = (
     ".course{color:#1f2328;font:14px system-ui,sans-serif;max-width:100%}.course text{fill:currentColor}"
-    ".course .mono{font-family:ui-monospace,Consolas,monospace}.course .small{font-size:11px}"
+    ".course .mono{font-family:ui-monospace,Consolas,monospace}.course .small{font-size:13px}"
     "@media(prefers-color-scheme:dark){.course{color:#d1d7e0}}"
 )
 

@@ -46,21 +46,26 @@ def windows(session: Session) -> str:
 
 def tables(session: Session) -> str:
     """What follows what: counted, learned, and learned with tied ends."""
-    letters = [i for i, character in enumerate(session["vocabulary"]) if character == " " or character.islower()]
-    names = [session["vocabulary"][i] for i in letters]
+    names = list(" acehilnoqrstuwz")  # with all that there are no letter could be read
+    letters = [session["vocabulary"].index(name) for name in names]
     three = {
         "counted": session["counted_VV"],
         "learned": session["W_VV"].softmax(-1),
         "tied": session["tied_VV"].softmax(-1),
     }
-    cell, parts = 8.2, []
+    cell, parts = 13.2, []
     for i, (name, p_VV) in enumerate(three.items()):
-        x = 14 + i * 232
+        x = 18 + i * 233
         parts.append(words(x, 14, name))
         parts += heat(x, 40, cell, p_VV[letters][:, letters].tolist(), names, names)
     height = 40 + cell * len(letters)
     parts.append(
-        words(14, height + 22, "row: the character that was read; column: the one that is expected", kind="small")
+        words(
+            14,
+            height + 22,
+            "row: the character that was read; column: the one that is expected (16 of them)",
+            kind="small",
+        )
     )
     return svg("What follows what", height + 30, parts)
 
