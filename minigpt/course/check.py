@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import inspect
 import json
 import os
@@ -130,13 +131,16 @@ def inputs_of(asked: Exercise, seed: int) -> list[tuple[Any, ...]]:
     return [asked.inputs(torch.Generator().manual_seed(seed + i)) for i in range(asked.draws)]
 
 
-def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child: Child | None = None) -> Result:
+def check(
+    name: str, path: Path, seed: int | None = None, seconds: float = SECONDS, child: Child | None = None
+) -> Result:
     """Run the answer to an exercise in a child process, and compare.
 
     Args:
         name: of the exercise.
         path: the file that holds the function of this name.
-        seed: of the inputs.
+        seed: of the inputs; by default another one for each text of the answer, so that each save is tried on new
+            inputs, and one that is checked again on those which it was tried on.
         seconds: that the function may take.
         child: the process to run it in; by default a new one.
 
@@ -149,6 +153,8 @@ def check(name: str, path: Path, seed: int = 1, seconds: float = SECONDS, child:
         raise UserError(f"{path} is not there. Begin it with: python -m minigpt learn check {name}") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    if seed is None:
+        seed = int.from_bytes(hashlib.sha256(source).digest()[:4])
     rows = inputs_of(exercise(name), seed)
     return judged(name, job_of(name, source, str(path), rows, seconds), seed, child or Child())
 
@@ -199,12 +205,16 @@ def judge(asked: Exercise, report: dict[str, Any], seed: int) -> Result:
     for sentence, wrong in asked.wrong:
         if all(map(same, draws, results_of(asked, wrong, seed))):
             return Result(False, sentence, sentence)
-    found, right = next((f, r) for f, r in zip(draws, wanted, strict=True) if not same(f, r))
-    return Result(False, difference(asked, found, right))
+    number, found, right = next((i, f, r) for i, (f, r) in enumerate(zip(draws, wanted, strict=True)) if not same(f, r))
+    return Result(False, f"{numbers_of(asked, seed, number)}{difference(asked, found, right)}")
 
 
 # What some errors of PyTorch's mean here, by what is in them.
 ADVICE = (
+    (
+        "name '[A-Z]' is not defined",
+        "Sizes are not given: take them from the shapes of the inputs, as in B, T, C = x_BTC.shape.",
+    ),
     (
         "expected scalar type|to have the same dtype|must have the same dtype",
         "A tensor that you make has another type than the inputs: make it with dtype=x.dtype, x being an input.",
@@ -222,7 +232,8 @@ ADVICE = (
         "NumPy knows no gradients: compute with PyTorch alone. (detach() would run, and lose the gradient.)",
     ),
     (
-        "must match the size of tensor|size mismatch|cannot be multiplied|invalid for input of size|not broadcastable",
+        "must match the size of tensor|size mismatch|Expected size for first two dimensions|cannot be multiplied|"
+        "invalid for input of size|not broadcastable",
         "Two shapes don't fit. Write down the shape of each tensor, beginning with those at the top of the file. The "
         "check's sizes all differ, so that none fits by chance.",
     ),
@@ -233,11 +244,20 @@ def advice(asked: Exercise, error: str, seed: int) -> str:
     """What an error means to somebody who meets it for the first time; nothing if that isn't known."""
     for sentence, wrong in asked.raising:
         try:
-            wrong(*inputs_of(asked, seed)[0])
+            for arguments in inputs_of(asked, seed):
+                wrong(*arguments)
         except Exception as same_error:  # on the same inputs, whose sizes all differ: hardly another mistake has it
             if error.endswith(f"{type(same_error).__name__}: {same_error}"):
                 return f"This error often means: {sentence}"
     return next((meaning for pattern, meaning in ADVICE if re.search(pattern, error)), "")
+
+
+def numbers_of(asked: Exercise, seed: int, number: int) -> str:
+    """The numbers among the inputs of one draw, as the beginning of a sentence."""
+    names = inspect.signature(asked.solution).parameters
+    arguments = zip(names, inputs_of(asked, seed)[number], strict=True)
+    said = [f"{name} = {short(value)}" for name, value in arguments if isinstance(value, float | int | None)]
+    return f"With {', '.join(said)}: " if said else ""
 
 
 def results_of(asked: Exercise, function: Callable[..., Any], seed: int) -> Iterable[dict[str, Any]]:
@@ -246,7 +266,7 @@ def results_of(asked: Exercise, function: Callable[..., Any], seed: int) -> Iter
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether values and gradients are equal, to 1e-9 of their size."""
+    """Whether values and gradients are equal, to 1e-9 of the largest."""
     return all(equal(found[part], wanted[part]) for part in ("values", "gradients"))
 
 
@@ -259,11 +279,19 @@ def equal(found: Any, wanted: Any) -> bool:
     if isinstance(found, Tensor) and isinstance(wanted, Tensor):
         if found.shape != wanted.shape or found.is_floating_point() != wanted.is_floating_point():
             return False
-        # A gradient that is not a number stands for an overflow, in both or in one.
-        return torch.allclose(found.double(), wanted.double(), rtol=1e-9, atol=1e-12, equal_nan=True)
+        return bool(close(found, wanted).all())
     if isinstance(found, float | int) and isinstance(wanted, float | int):
         return abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))
     return type(found) is type(wanted) and found == wanted
+
+
+def close(found: Tensor, wanted: Tensor) -> Tensor:
+    """Where two tensors of one shape are equal; nan to nan, for a gradient may overflow in the right answer too.
+
+    Sums of large numbers round all that comes of them, so what is small is compared by the size of the largest.
+    """
+    largest = wanted.double().abs().nan_to_num(0.0, 0.0, 0.0).max().item() if wanted.numel() else 0.0
+    return torch.isclose(found.double(), wanted.double(), 1e-9, max(1e-12, 1e-9 * largest), equal_nan=True)
 
 
 def alike(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -298,6 +326,8 @@ def unlike(found: Any, wanted: Any, what: str) -> str:
         pairs = enumerate(zip(found["items"], wanted["items"], strict=True))
         i, (a, b) = next((i, pair) for i, pair in pairs if not equal(*pair))
         return unlike(a, b, f"Part {i + 1} of what {what} returns")
+    if isinstance(wanted, float | int) and isinstance(found, Tensor) and found.dim() == 0:
+        found = found.item()
     if kind(found) != kind(wanted):
         return f"{what} is {kind(found)}; wanted is {kind(wanted)}."
     if isinstance(wanted, Tensor) and wanted.dim():
@@ -306,11 +336,13 @@ def unlike(found: Any, wanted: Any, what: str) -> str:
                 f"{what} is right to 7 digits, but not to 15: something in it is float32. Make tensors in the inputs' "
                 "dtype, or in float64."
             )
-        off = ~torch.isclose(found.double(), wanted.double(), rtol=1e-9, atol=1e-12)
+        off = ~close(found, wanted)
         place = tuple(off.nonzero()[0].tolist())
         share = f"{int(off.sum())} of {off.numel()} values differ"
+        unknown = " (nan is 0/0, or the softmax of a row that is hidden as a whole.)" if found[place].isnan() else ""
         return (
             f"{what}: {share}, first at {list(place)}: {found[place].item():.6g}; wanted is {wanted[place].item():.6g}."
+            f"{unknown}"
         )
     return f"{what} is {short(found)}; wanted is {short(wanted)}."
 
@@ -329,5 +361,5 @@ def kind(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    text = f"{value.item():.6g}" if isinstance(value, Tensor) else repr(value)
+    text = f"{value:.6g}" if isinstance(value, float | Tensor) else repr(value)
     return text if len(text) < 80 else text[:80] + " …"

@@ -162,8 +162,8 @@ def drawn(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str,
     leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
     gradients: list[Any] = []
     if leaves and total is not None:
-        found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
-        gradients = list(found)
+        zeros = [torch.zeros_like(leaf) for leaf in leaves]  # of what it didn't use, or has detached
+        gradients = list(torch.autograd.grad(total, leaves, materialize_grads=True)) if total.requires_grad else zeros
     return {"values": detached(values), "gradients": {"kind": "list", "items": gradients}}
 
 

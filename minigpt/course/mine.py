@@ -6,11 +6,13 @@ Each place is named by where it stands. Nothing else of the program changes, so 
 import math
 import pkgutil
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -269,6 +271,22 @@ def slower(functions: dict[str, Own]) -> str:
     )
 
 
+@contextmanager
+def blaming(folder: Folder) -> Iterator[None]:
+    """Let a UserError tell where an error of the learner's own parts arose."""
+    try:
+        yield
+    except Exception as error:
+        frames = [it for it in traceback.extract_tb(error.__traceback__) if Path(it.filename).parent == folder.path]
+        if not frames:
+            raise
+        raise UserError(
+            f"Your part passes its check, which computes in 64 bits, but not in training, which computes in 32 and in "
+            f"other shapes. {frames[-1].filename}, line {frames[-1].lineno}, {frames[-1].line}: {error}. Give each "
+            "tensor that you make the type of an input: dtype=x.dtype."
+        ) from error
+
+
 def mean_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
@@ -301,7 +319,8 @@ def train(settings: Namespace) -> None:
         for key, value in PLACES[name].settings.items():
             print(f"    with --{key} {value}, because {PLACES[name].why}")
     if set(names) - {"learning_rate", "choose"}:
-        print(slower(functions), flush=True)
+        with blaming(folder):
+            print(slower(functions), flush=True)
     if not given_values(flags, "--ckpt_path"):
         recipe = [] if given_values(flags, "--config") else ["--config", "quickstart"]  # first: later flags win
         flags = [*recipe, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", *flags]

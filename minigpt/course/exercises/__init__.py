@@ -37,6 +37,11 @@ class Exercise:
     draws: int  # inputs that an answer is tried on, each drawn anew
 
 
+def sizes(generator: torch.Generator, count: int, least: int = 2) -> list[int]:
+    """Sizes of so many dimensions: drawn anew, so that no answer is right for one size alone, and no two the same."""
+    return (least + torch.randperm(count + 1, generator=generator)[:count]).tolist()
+
+
 def exercise(name: str) -> Exercise:
     """The exercise of that name."""
     module = importlib.import_module(f"{__name__}.{name}")

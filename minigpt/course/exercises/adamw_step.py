@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 9
 TITLE = "One step of AdamW"
 STUB = '''
@@ -39,11 +41,13 @@ Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor | float | int, ...]:
-    shape = (3, 5)
+    shape = sizes(generator, 2)
     parameter, gradient, moment_1 = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     moment_2 = 0.01 * torch.rand(shape, generator=generator, dtype=torch.float64)
     step = int(torch.randint(1, 9, (), generator=generator))
-    return parameter, gradient, moment_1, moment_2, step, 0.1, 0.9, 0.95, 1e-2, 0.2
+    low, spread = torch.tensor([[0.05, 0.85, 0.93, 0.01, 0.1], [0.1, 0.07, 0.05, 0.01, 0.2]], dtype=torch.float64)
+    numbers = low + spread * torch.rand(5, generator=generator, dtype=torch.float64)
+    return parameter, gradient, moment_1, moment_2, step, *numbers.tolist()
 
 
 def specification(

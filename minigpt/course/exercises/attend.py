@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 5
 TITLE = "Attention: query, key, value"
 STUB = '''
@@ -35,7 +37,8 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    B, H, T, S, D = 2, 3, 4, 6, 5
+    B, H, T, D, more = sizes(generator, 5)
+    S = T + more
     shapes = ((B, H, T, D), (B, H, S, D), (B, H, S, D))
     made = [2 * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     # All scores of the first head are far below -10,000, so that hiding the future by such a number shows it.
@@ -98,8 +101,31 @@ def _masked_after(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> T
     return pattern_BHTS.tril(S - T) @ value_BHSD
 
 
-def _future(rows: Tensor, columns: Tensor) -> Tensor:
-    return torch.ones(rows.shape[2], columns.shape[2], dtype=torch.bool).triu(1)
+def _future(rows: Tensor, columns: Tensor, diagonal: int = 1) -> Tensor:
+    return torch.ones(rows.shape[2], columns.shape[2], dtype=torch.bool).triu(diagonal)
+
+
+LARGE = (
+    "All scores of a head may be so small that exp gives 0, and 0/0: use softmax, or take the largest from all first."
+)
+
+
+def _by_hand(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+    scores_BHTS = query_BHTD @ key_BHSD.transpose(-2, -1) / math.sqrt(key_BHSD.shape[-1])
+    future_TS = _future(query_BHTD, key_BHSD, key_BHSD.shape[2] - query_BHTD.shape[2] + 1)
+    weights_BHTS = scores_BHTS.masked_fill(future_TS, -math.inf).exp()
+    return weights_BHTS / weights_BHTS.sum(-1, keepdim=True) @ value_BHSD
+
+
+def _by_loops(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> float:
+    score = (query_BHTD[0, 0, 0] @ key_BHSD[0, 0, 0]).item()
+    return math.exp(score) / math.exp(score)
+
+
+def _past_hidden(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+    past_TS = ~_future(query_BHTD, key_BHSD, key_BHSD.shape[2] - query_BHTD.shape[2] + 1)
+    scores_BHTS = query_BHTD @ key_BHSD.transpose(-2, -1) / math.sqrt(key_BHSD.shape[-1])
+    return scores_BHTS.masked_fill(past_TS, -math.inf).softmax(-1) @ value_BHSD
 
 
 WRONG = [
@@ -147,6 +173,17 @@ WRONG = [
         "Your softmax runs over the heads: it must run over the places looked at.",
         lambda q, k, v: _attend(q, k, v, over=1).nan_to_num(),
     ),
+    (LARGE, _by_hand),
+    ("You hide the past, and show the future: what is hidden lies above the diagonal, triu.", _past_hidden),
+    (
+        "Your mask begins at T - S instead of S - T, and hides too much: the first query sees S - T before it.",
+        lambda q, k, v: (
+            (q @ k.mT / math.sqrt(q.shape[-1]))
+            .masked_fill(_future(q, k, q.shape[2] - k.shape[2] + 1), -math.inf)
+            .softmax(-1)
+            @ v
+        ),
+    ),
     ("You use the keys as values.", lambda q, k, v: _attend(q, k, k)),
     (
         "Queries and keys are swapped.",
@@ -154,29 +191,17 @@ WRONG = [
     ),
 ]
 
+MASK = "Your mask hasn't the form of the scores, T x S: there may be more keys than queries."
+PRODUCT = "In a product D must meet D: query (T, D) @ transposed keys (D, S), and then (T, S) @ value (S, D)."
 RAISES = [
+    (MASK, lambda q, k, v: (q @ k.mT).masked_fill(_future(q, q), 0)),
+    (MASK, lambda q, k, v: q @ k.mT + _future(q, q)),
+    (MASK, lambda q, k, v: (q @ k.mT).masked_fill(_future(k, k), 0)),
+    (MASK, lambda q, k, v: q @ k.mT + _future(k, k)),
+    (PRODUCT, lambda q, k, v: q @ k),
+    (LARGE, _by_loops),
     (
-        "Your mask is T x T: there may be more keys than queries, so it must be T x S, as the scores are.",
-        lambda q, k, v: (q @ k.mT).masked_fill(_future(q, q), 0),
-    ),
-    (
-        "Your mask is T x T: there may be more keys than queries, so it must be T x S, as the scores are.",
-        lambda q, k, v: q @ k.mT + _future(q, q),
-    ),
-    (
-        "Your mask is S x S: there are T queries, so it must be T x S, as the scores are.",
-        lambda q, k, v: (q @ k.mT).masked_fill(_future(k, k), 0),
-    ),
-    (
-        "Your mask is S x S: there are T queries, so it must be T x S, as the scores are.",
-        lambda q, k, v: q @ k.mT + _future(k, k),
-    ),
-    (
-        "The keys are not transposed: (T, D) @ (D, S) is (T, S). Exchange their last two dimensions.",
-        lambda q, k, v: q @ k,
-    ),
-    (
-        "You exchange the wrong dimensions of the keys: wanted are the last two, transpose(-2, -1).",
+        "You exchange the wrong dimensions: of the keys the last two, transpose(-2, -1).",
         lambda q, k, v: q @ k.transpose(1, 2),
     ),
 ]

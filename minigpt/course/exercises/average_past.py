@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 4
 TITLE = "Averaging the past"
 STUB = '''
@@ -29,7 +31,7 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor]:
-    B, T, C = 2, 6, 5
+    B, T, C = sizes(generator, 3)
     return (torch.randn(B, T, C, generator=generator, dtype=torch.float64).requires_grad_(),)
 
 
@@ -110,11 +112,11 @@ WRONG = [
 
 RAISES = [
     (
-        "Your numbers from 1 to T divide channels: give them a dimension, [:, None], so that each divides a row.",
+        "Numbers for T positions meet C channels: divide by a column, [:, None]; weights (T, T) need @ and not *.",
         lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1),
     ),
     (
-        "Your weights stand on the right: they belong on the left, (T, T) @ (B, T, C), to mix positions, not channels.",
+        "Weights (T, T) stand on the left, (T, T) @ (B, T, C): they mix positions, not channels.",
         lambda x: x @ torch.ones(x.shape[1], x.shape[1], dtype=x.dtype),
     ),
 ]

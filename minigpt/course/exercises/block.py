@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minigpt.course.child import Function as Sent
+from minigpt.course.exercises import sizes
 
 LESSON = 8
 TITLE = "The block: attention, then feed-forward, each added to the stream"
@@ -34,7 +35,7 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Function, Function, Function, Function]:
-    B, T, C = 2, 3, 4
+    B, T, C = sizes(generator, 3)
     weight = torch.randn(6, C, C, generator=generator, dtype=torch.float64)
     gain_and_bias = 0.3 * weight[3:5, :2] + torch.tensor([1.0, 0.0], dtype=torch.float64).view(2, 1)
     x_BTC = torch.randn(B, T, C, generator=generator, dtype=torch.float64)

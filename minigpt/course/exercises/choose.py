@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 10
 TITLE = "Choosing the next character"
 DRAWS = 160  # of ten answers that keep one too many, nine are right by chance
@@ -36,11 +38,11 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, float, int | None, float]:
-    V = 11
+    V, k = 8 + sizes(generator, 1)[0], 3 + sizes(generator, 1)[0]
     logits_V = 2 * torch.randn(V, generator=generator, dtype=torch.float64)
     kind = int(torch.randint(8, (), generator=generator))
     temperature = (0.0, 0.6, 0.6, 0.6, 1.7, 1.7, 1.7, 1.0)[kind]
-    top_k = (None, 4, 4, None, 4, 4, None, 4)[kind]
+    top_k = (None, k, k, None, k, k, None, k)[kind]
     return logits_V, temperature, top_k, float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
@@ -97,8 +99,36 @@ def _not_renormalised(logits_V: Tensor, temperature: float, top_k: int | None, u
     return min(int((probabilities_V.cumsum(-1) <= uniform).sum()), len(logits_V) - 1)
 
 
+def _place_among_kept(logits_V: Tensor, temperature: float, top_k: int | None, uniform: float) -> int:
+    if temperature == 0 or top_k is None:
+        return _choose(logits_V, temperature, top_k, uniform)
+    return min(int(((logits_V.topk(top_k).values / temperature).softmax(-1).cumsum(-1) <= uniform).sum()), top_k - 1)
+
+
+def _cut_after(logits_V: Tensor, temperature: float, top_k: int | None, uniform: float) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    probabilities, end = (logits_V / temperature).softmax(-1).tolist(), 0.0
+    kept = logits_V.topk(top_k or len(logits_V)).indices.tolist()
+    for i, probability in enumerate(probabilities):
+        end += probability if i in kept else 0.0
+        if uniform < end:
+            return i
+    return max(kept)
+
+
 WRONG = [
     ("You multiply by the temperature: divide by it.", lambda z, t, k, u: _choose(z, t, k, u, times=True)),
+    (
+        "At temperature 0 you divide by 0, and draw the first id of what comes of it: take the likeliest there.",
+        lambda z, t, k, u: _choose(z, t, k, u) if t else 0,
+    ),
+    (
+        "At temperature 0 you divide by 0, and draw the last id of what comes of it: take the likeliest there.",
+        lambda z, t, k, u: _choose(z, t, k, u) if t else len(z) - 1,
+    ),
+    ("You give the place among the k that are kept: wanted is the id.", _place_among_kept),
+    ("You cut to the k largest after the softmax, and draw as if they summed to 1: cut before it.", _cut_after),
     ("You ignore the temperature.", lambda z, t, k, u: _choose(z, t and 1.0, k, u)),
     ("You ignore top_k.", lambda z, t, k, u: _choose(z, t, None, u)),
     ("You always take the likeliest: draw.", lambda z, t, k, u: int(z.argmax())),

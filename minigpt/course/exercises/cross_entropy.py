@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 Answer = Callable[..., Any]
+
 LESSON = 3
 TITLE = "The loss that training makes small"
 STUB = '''
@@ -36,7 +39,7 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    B, T, V = 2, 5, 7
+    B, T, V = sizes(generator, 3, least=3)
     logits_BTV = 3 * torch.randn(B, T, V, generator=generator, dtype=torch.float64)
     targets_BT = torch.randint(V, (B, T), generator=generator)
     logits_BTV[0, 0] += 1000

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minigpt.course.child import Function as Sent
+from minigpt.course.exercises import sizes
 
 LESSON = 12
 TITLE = "GPT: from ids to logits"
@@ -37,12 +38,12 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Any, ...]:
-    B, T, V, C = 2, 3, 7, 4
+    B, T, V, C, n_layer = sizes(generator, 5)
     ids_BT = torch.randint(V, (B, T), generator=generator)
     token_VC, position_TC = (torch.randn(n, C, generator=generator, dtype=torch.float64) for n in (V, T))
-    weight = torch.randn(3, 2, C, C, generator=generator, dtype=torch.float64)
-    blocks = [Sent("mixing", weight[0, :1]), Sent("alone", weight[1]), Sent("mixing", weight[2, :1])]
-    norm = Sent("norm", 0.3 * weight[2, 1, :2] + torch.tensor([[1.0], [0.0]], dtype=torch.float64))
+    weight = torch.randn(n_layer, 2, C, C, generator=generator, dtype=torch.float64)
+    blocks = [Sent("alone", two) if i == 1 else Sent("mixing", two[:1]) for i, two in enumerate(weight)]
+    norm = Sent("norm", 0.3 * weight[0, 1, :2] + torch.tensor([[1.0], [0.0]], dtype=torch.float64))
     return ids_BT, token_VC.requires_grad_(), position_TC.requires_grad_(), blocks, norm
 
 
@@ -81,6 +82,12 @@ def _positions_before_each_block(ids: Tensor, w: Tensor, p: Tensor, blocks: list
     return norm(x) @ w.T
 
 
+def _through(blocks: list[Function], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
 def _added(block: Function) -> Function:
     return lambda x: x + block(x)
 
@@ -92,15 +99,19 @@ def _identity(x: Tensor) -> Tensor:
 WRONG = [
     (
         "The positions are missing: add position_TC to the vectors of the characters.",
-        lambda i, w, p, b, n: solution(i, w, 0 * p, b, n),
+        lambda i, w, p, b, n: n(_through(b, w[i])) @ w.T,
     ),
     (
         "Each character gets the vector of the first position: add all of position_TC, a row for each of the T.",
         lambda i, w, p, b, n: solution(i, w, p[:1], b, n),
     ),
     (
+        "You add the positions at the end: they come into the stream at its beginning, before the first block.",
+        lambda i, w, p, b, n: n(_through(b, w[i]) + p) @ w.T,
+    ),
+    (
         "You multiply by the positions: add them.",
-        lambda i, w, p, b, n: n(b[2](b[1](b[0](w[i] * p)))) @ w.T,
+        lambda i, w, p, b, n: n(_through(b, w[i] * p)) @ w.T,
     ),
     (
         "The final norm is missing: it comes after the last block, before the logits.",
@@ -112,7 +123,7 @@ WRONG = [
     ),
     (
         "You norm after each block: final_norm comes once, at the end.",
-        lambda i, w, p, b, n: solution(i, w, p, [b[0], n, b[1], n, b[2]], n),
+        lambda i, w, p, b, n: solution(i, w, p, [it for block in b for it in (block, n)], _identity),
     ),
     ("The blocks are missing: the stream goes through each of them.", lambda i, w, p, b, n: solution(i, w, p, [], n)),
     (
@@ -122,7 +133,15 @@ WRONG = [
     ("Only the first block has an effect in yours: all of them do.", lambda i, w, p, b, n: solution(i, w, p, b[:1], n)),
     ("You leave out the first block.", lambda i, w, p, b, n: solution(i, w, p, b[1:], n)),
     ("You leave out the last block.", lambda i, w, p, b, n: solution(i, w, p, b[:-1], n)),
-    ("You take the first block each time.", lambda i, w, p, b, n: solution(i, w, p, [b[0]] * 3, n)),
+    ("You take the first block each time.", lambda i, w, p, b, n: solution(i, w, p, [b[0]] * len(b), n)),
+    (
+        "You take two blocks, however many there are: go through the list in a loop.",
+        lambda i, w, p, b, n: solution(i, w, p, b[:2], n),
+    ),
+    (
+        "You take at most three blocks, however many there are: go through the list in a loop.",
+        lambda i, w, p, b, n: solution(i, w, p, b[:3], n),
+    ),
     ("Your blocks come in reverse order.", lambda i, w, p, b, n: solution(i, w, p, b[::-1], n)),
     (
         "All of your blocks read the embeddings, and you add what they give: each reads what the one before gave.",
@@ -155,25 +174,47 @@ WRONG = [
     ),
     (
         "You multiply the vectors of the characters by sqrt(C), as Vaswani et al. do: GPT-1 doesn't.",
-        lambda i, w, p, b, n: n(b[2](b[1](b[0](w[i] * w.shape[1] ** 0.5 + p)))) @ w.T,
+        lambda i, w, p, b, n: n(_through(b, w[i] * w.shape[1] ** 0.5 + p)) @ w.T,
     ),
-    ("You give the stream: decode it, by token_VC transposed.", lambda i, w, p, b, n: n(b[2](b[1](b[0](w[i] + p))))),
+    ("You give the stream: decode it, by token_VC transposed.", lambda i, w, p, b, n: n(_through(b, w[i] + p))),
     (
         "You decode by a copy that is cut off from the gradient: the one matrix learns from both of its ends.",
-        lambda i, w, p, b, n: n(b[2](b[1](b[0](w[i] + p)))) @ w.detach().T,
+        lambda i, w, p, b, n: n(_through(b, w[i] + p)) @ w.detach().T,
     ),
 ]
 
 RAISES = [
-    ("blocks is a list: call each of its functions, in a loop.", lambda i, w, p, b, n: b(w[i] + p)),
-    ("token_VC is a table: look the ids up in it, token_VC[ids_BT].", lambda i, w, p, b, n: w(i)),
-    ("To decode, token_VC must be transposed: (B, T, C) @ (C, V).", lambda i, w, p, b, n: (w[i] + p) @ w),
     (
-        "You look the positions up by the ids. They are those of these T positions already: add them as they are.",
+        "A list is called like a function: blocks is one, so call each of its functions, in a loop.",
+        lambda i, w, p, b, n: b(p),
+    ),
+    (
+        "A tensor is called like a function: token_VC is a table, look the ids up by token_VC[ids_BT].",
+        lambda i, w, p, b, n: w(i),
+    ),
+    (
+        "In a product C must meet C: token_VC is (V, C), and to decode it is (B, T, C) @ (C, V).",
+        lambda i, w, p, b, n: (w[i] + p) @ w,
+    ),
+    (
+        "In a product C must meet C: token_VC is (V, C), and to decode it is transposed, and on the right.",
+        lambda i, w, p, b, n: w @ (w[i] + p),
+    ),
+    ("The ids are whole numbers: they look rows up, token_VC[ids_BT].", lambda i, w, p, b, n: i @ w),
+    (
+        "A row is looked up that isn't there. position_TC has those of these T positions already: add it whole.",
         lambda i, w, p, b, n: w[i] + p[i],
     ),
     (
-        "The final norm comes before the logits: it norms C channels, not V logits.",
+        "Logits, which have V numbers, meet something with C channels: positions and norm belong before the decoding.",
         lambda i, w, p, b, n: n((w[i] + p) @ w.T),
+    ),
+    (
+        "There are fewer blocks than you take, and may be more: go through the list in a loop.",
+        lambda i, w, p, b, n: b[2](b[1](b[0](w[i] + p))),
+    ),
+    (
+        "The blocks are functions, no modules of PyTorch: call one after the other, in a loop.",
+        lambda i, w, p, b, n: torch.nn.Sequential(*b)(w[i] + p),
     ),
 ]

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 Answer = Callable[..., Any]
+
 LESSON = 8
 TITLE = "Layer normalisation"
 STUB = '''
@@ -36,12 +39,13 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float]:
-    B, T, C = 2, 4, 5
+    B, T, C = sizes(generator, 3, least=3)
     x_BTC = 0.5 + 2 * torch.randn(B, T, C, generator=generator, dtype=torch.float64)
     x_BTC[0, 0] *= 0.03  # so small that eps counts
     weight_C = 1 + 0.2 * torch.randn(C, generator=generator, dtype=torch.float64)
     bias_C = 0.2 * torch.randn(C, generator=generator, dtype=torch.float64)
-    return x_BTC.requires_grad_(), weight_C.requires_grad_(), bias_C.requires_grad_(), 1e-3
+    eps = 1e-3 * (1 + float(torch.rand((), generator=generator)))
+    return x_BTC.requires_grad_(), weight_C.requires_grad_(), bias_C.requires_grad_(), eps
 
 
 def specification(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
@@ -111,19 +115,12 @@ WRONG = [
     ("Your eps stands outside the root: it is added to the variance, under it.", _eps_outside),
     ("You don't take the mean off: that is another norm, RMSNorm.", _without_mean),
     ("You divide by the variance: divide by its root.", _by_variance),
+    ("You add 1e-5, PyTorch's usual eps: add the one that is given.", lambda x, w, b, eps: _over(-1)(x, w, b, 1e-5)),
     ("Your eps is missing.", lambda x, w, b, eps: _over(-1)(x, w, b, 0.0)),
     ("Gain and bias are missing.", lambda x, w, b, eps: _over(-1)(x, torch.ones_like(w), torch.zeros_like(b), eps)),
     ("You add the bias before you scale.", lambda x, w, b, eps: (_over(-1)(x, torch.ones_like(w), b, eps)) * w),
     ("The values are right, but no gradient flows through mean and variance: don't detach them.", _detached),
 ]
 
-RAISES = [
-    (
-        "A mean or variance has lost a dimension: with keepdim=True it is (B, T, 1), which goes with (B, T, C).",
-        lambda x, w, b, eps: x - x.mean(-1),
-    ),
-    (
-        "Your mean runs over the positions, and has lost a dimension: it runs over the channels, with keepdim=True.",
-        lambda x, w, b, eps: x - x.mean(1),
-    ),
-]
+KEPT = "A mean or variance has lost a dimension: over the channels, with keepdim=True, it is (B, T, 1)."
+RAISES = [(KEPT, lambda x, w, b, eps: x - x.mean(-1)), (KEPT, lambda x, w, b, eps: x - x.mean(1))]

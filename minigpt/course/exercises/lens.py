@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minigpt.course.child import Function
+from minigpt.course.exercises import sizes
 
 LESSON = 11
 TITLE = "The logit lens: what would it say if it stopped here?"
@@ -37,10 +38,10 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Norm, Tensor]:
-    S, T, C, V = 3, 5, 4, 7
+    S, T, C, V = sizes(generator, 4, least=3)
     norm = Function("norm", torch.randn(2, C, generator=generator, dtype=torch.float64))
     stream_STC = torch.randn(S, T, C, generator=generator, dtype=torch.float64)
-    stream_STC = stream_STC * torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64).view(S, 1, 1)
+    stream_STC = stream_STC * torch.linspace(0.3, 4.0, S, dtype=torch.float64).view(S, 1, 1)
     embedding_VC = torch.randn(V, C, generator=generator, dtype=torch.float64)
     return stream_STC.requires_grad_(), norm, embedding_VC.requires_grad_()
 

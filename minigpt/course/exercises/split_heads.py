@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 6
 TITLE = "Heads: the same channels, shared out"
 STUB = '''
@@ -31,7 +33,7 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, int]:
-    B, T, H, D = 2, 5, 3, 4
+    B, T, H, D = sizes(generator, 4)
     return torch.randn(B, T, 3 * H * D, generator=generator, dtype=torch.float64).requires_grad_(), H
 
 

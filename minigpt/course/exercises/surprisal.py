@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 LESSON = 1
 TITLE = "The price of a character"
 STUB = '''
@@ -33,7 +35,7 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    T, V = 6, 9
+    T, V = sizes(generator, 2, least=5)
     scores_TV = torch.randn(T, V, generator=generator, dtype=torch.float64)
     return scores_TV.softmax(-1).requires_grad_(), torch.randint(V, (T,), generator=generator)
 

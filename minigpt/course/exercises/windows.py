@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.course.exercises import sizes
+
 Answer = Callable[..., Any]
+
 LESSON = 2
 TITLE = "Windows: every position is an example"
 STUB = '''
@@ -35,7 +38,8 @@ HINTS = [
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    N, B, T = 50, 3, 7
+    B, T = sizes(generator, 2, least=3)
+    N = 40 + sizes(generator, 1)[0]
     ids_N = torch.randperm(N, generator=generator)
     return ids_N, torch.randint(1, N - T - 1, (B,), generator=generator), T
 
@@ -95,7 +99,7 @@ RAISES = [
         lambda ids, starts, size: ids[starts + torch.arange(size)],
     ),
     (
-        "A slice has one start, and there are B: index by starts[:, None] + arange, or stack the slices of a loop.",
+        "There are B starts, where Python takes one number, as in a slice: index by starts[:, None] + arange.",
         lambda ids, starts, size: ids[starts : starts + size],
     ),
 ]
