@@ -854,7 +854,7 @@ def test_from_the_first_command_to_the_last_each_is_the_one_that_the_one_before_
             said += (now := terminal.until(r"status \w+\s+\$ $|by its number: $|Ctrl-C ends\.\s+$"))
             if now.endswith("number: "):
                 terminal.type("1")
-            elif "Ctrl-C" in now:
+            elif now.rstrip().endswith("Ctrl-C ends."):
                 name = re.findall(r"write my/(\w+)\.py", said)[-1]
                 done.append(f"write {name}")
                 answer(name)
