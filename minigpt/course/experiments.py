@@ -49,7 +49,7 @@ NOISE = "abcdefghijklmnop"
 
 
 def noise(seed: int) -> str:
-    """Text in which each of 16 letters is equally likely at each place, whatever went before."""
+    """Text in which each of 16 letters is equally likely at each position, whatever went before."""
     return "".join(random.Random(seed).choices(NOISE, k=LENGTH))
 
 
@@ -555,7 +555,7 @@ LIST = (
             0.0,
         ),
         "The same matrices make the queries, keys and values; heads only say which of their channels are compared "
-        "together. Four heads can look at four places at once, one must mix them in one pattern. On this text that "
+        "together. Four heads can look at four positions at once, one must mix them in one pattern. On this text that "
         "costs 0.05 nats, hardly more than another seed does (0.03): one run would not tell.",
         measure=with_parameters,
     ),
@@ -630,8 +630,9 @@ LIST = (
             lambda results: 2.5 - results["no feed-forward"]["held out"],
             0.0,
         ),
-        "Attention brings together what stands in different places; its values are linear, and only the feed-forward "
-        "can say what a combination of them means. Half of this model is left, and the half that moves things.",
+        "Attention brings together what stands at different positions; its values are linear, and only the "
+        "feed-forward can say what a combination of them means. Half of this model is left: the half that moves "
+        "things.",
     ),
     Experiment(
         "large_start",
@@ -708,7 +709,7 @@ LIST = (
     ),
     Experiment(
         "leaked_validation",
-        12,
+        4,
         "A third of the training text is taken from the held-out text. Which loss will tell?",
         (
             "Validation rises: it sees the leak.",

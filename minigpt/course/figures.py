@@ -129,15 +129,15 @@ def heads(session: Session) -> str:
 def curve(
     x: float, y: float, width: float, height: float, values: Sequence[float], low: float, high: float
 ) -> list[tuple[float, float]]:
-    """Where a line over evenly spaced places goes, in a field whose top left corner is (x, y)."""
+    """Where a line over evenly spaced positions goes, in a field whose top left corner is (x, y)."""
     step = width / (len(values) - 1)
     return [(x + i * step, y + height * (high - value) / (high - low)) for i, value in enumerate(values)]
 
 
 def sines(session: Session) -> str:
-    """Some channels of the table of sines over the places, and how alike the places are."""
+    """Some channels of the table of sines over the positions, and how alike the positions are."""
     table_TC = session["table_TC"]
-    parts = [words(0, 16, "some channels, over places 0 to 63")]
+    parts = [words(0, 16, "some channels, over positions 0 to 63")]
     for row, i in enumerate((0, 2, 4, 6, 8)):
         y = 30 + 46 * row
         parts += [words(0, y + 22, f"2i = {2 * i}", kind="small")]
@@ -147,17 +147,19 @@ def sines(session: Session) -> str:
         words(60, 274, "sine", more=f'style="fill:{BLUE}"'),
         words(100, 274, "cosine", more=f'style="fill:{ORANGE}"'),
     ]
-    parts += [words(390, 16, "how alike 10, 30 and 50 are to each place")]
+    parts += [words(390, 16, "how alike 10, 30 and 50 are to each position")]
     alike_TT = (table_TC @ table_TC.T).tolist()
     parts += [path(curve(390, 40, 300, 200, alike_TT[t], 0, 16), BLUE, 1.5) for t in (10, 30, 50)]
     parts += [path([(390, 240), (690, 240)])]
     parts += [words(390 + 300 * t / 63, 256, str(t), "middle", "small") for t in (0, 10, 30, 50, 63)]
-    return svg("Sines of several speeds, and the likeness of places, which depends on their distance alone", 284, parts)
+    return svg(
+        "Sines of several speeds, and the likeness of positions, which depends on their distance alone", 284, parts
+    )
 
 
 def alike(session: Session) -> str:
-    """How alike the places of a new model are after each block, with residuals and without."""
-    parts = [words(0, 16, "how alike two places are: the cosine of their streams, 1 is the same")]
+    """How alike the positions of a new model are after each block, with residuals and without."""
+    parts = [words(0, 16, "how alike two positions are: the cosine of their streams, 1 is the same")]
     for value in (0, 0.5, 1):
         parts += [words(40, 214 - 160 * value, f"{value:g}", "end", "small")]
         parts += [path([(50, 210 - 160 * value), (590, 210 - 160 * value)], width=0.3)]
@@ -167,7 +169,7 @@ def alike(session: Session) -> str:
         parts += [path(points, colour, 2), words(600, points[-1][1] + shift, name, more=f'style="fill:{colour}"')]
     parts += [words(50 + 45 * depth, 228, str(depth), "middle", "small") for depth in range(13)]
     parts += [words(590, 246, "blocks", "end")]
-    return svg("Without residuals all places of a new model are alike after two blocks", 254, parts)
+    return svg("Without residuals all positions of a new model are alike after two blocks", 254, parts)
 
 
 def training(session: Session) -> str:
@@ -269,7 +271,7 @@ VIEWS: dict[str, View] = {
         "depth=student&panel=heads&head=0.0",
     ),
     "07-sines.svg": View(  # this head of quickstart, see docs/glassbox.md
-        "In the live page: what places are good for, a head that looks at the character before",
+        "In the live page: what positions are good for, a head that looks at the character before",
         "depth=projector&panel=heads&head=0.2",
     ),
     "08-alike.svg": View(

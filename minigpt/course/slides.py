@@ -93,14 +93,13 @@ def prediction(lesson: Lesson) -> list[Slide]:
 
 
 def building(lesson: Lesson, text: str) -> list[Slide]:
-    """The exercises, each with its first hint, which is a question."""
-    if not lesson.exercises:
-        return section_slides("Build it", text)
+    """What is shown of code, and the exercises, each with its first hint, which is a question."""
+    code = re.split(r"\n+```bash\n", text)[0] if any(block[1] != "bash" for block in BLOCK.finditer(text)) else ""
     shown = [
         f"{exercise(name).hints[0]}\n\n```bash\npython -m minigpt learn check {name}\n```" for name in lesson.exercises
     ]
-    notes = [BLOCK.sub("", text).strip(), *("" for _ in shown[1:])]
-    return [
+    notes = [BLOCK.sub("", text.removeprefix(code)).strip(), *("" for _ in shown[1:])]
+    return (section_slides("Build it", code) if code else []) + [
         Slide("exercise", f"Build it: {exercise(name).title}", body, note)
         for name, body, note in zip(lesson.exercises, shown, notes, strict=True)
     ]

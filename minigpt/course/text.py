@@ -1,6 +1,7 @@
 """The text of the course: sentences made on the spot, so that every example runs offline and gives the same numbers."""
 
 import random
+from math import log
 
 NOUNS = [
     "fox",
@@ -50,3 +51,17 @@ def text(length: int = 200_000, seed: int = 1) -> str:
     while len(made) < length:
         made += "".join(sentence() for _ in range(100))
     return made[:length]
+
+
+def nats_of_chance() -> float:
+    """What a character of :func:`text` costs at least, on average: the mean surprise of all draws, in nats.
+
+    A draw among n equals costs ln n, one of a number, 40 to 60, its entropy. Each is divided by the mean length of a
+    sentence of a million characters.
+    """
+    number = -0.4 * log(0.4) - 0.6 * log(0.6)  # plural or not; the singular also draws its article
+    thing = number + 0.6 * log(2) + log(2) + 0.5 * log(len(ADJECTIVES)) + log(len(NOUNS))  # an adjective or none
+    with_name = 2 * log(14 * 5) + 2 * log(len(VERBS)) + 2 * thing  # two syllables, each of 14 consonants and 5 vowels
+    without = log(5) + log(len(VERBS)) + 3 * thing
+    told = text(1_000_000)
+    return (log(2) + (with_name + without) / 2) * told.count("\n") / len(told)

@@ -19,17 +19,17 @@ def attend(query_BHTD, key_BHSD, value_BHSD):
     """softmax(Q K^T / sqrt(D)) V, without the future (Vaswani et al. 2017, equation 1).
 
     Args:
-        query_BHTD: what each place looks for, (B, H, T, D).
-        key_BHSD: what each place offers to be found by, (B, H, S, D). The T queries are the last T of the S places.
-        value_BHSD: what each place gives, (B, H, S, D).
+        query_BHTD: what each position looks for, (B, H, T, D).
+        key_BHSD: what each position offers to be found by, (B, H, S, D). The queries are the last T of S positions.
+        value_BHSD: what each position gives, (B, H, S, D).
 
     Returns:
-        (B, H, T, D): at each place the mean of the values up to it, weighted by how well their keys fit its query.
+        (B, H, T, D): at each position the mean of the values up to it, weighted by how well their keys fit its query.
     """
     raise NotImplementedError
 '''
 HINTS = [
-    "Which places may the first query see, if there are 3 queries and 5 keys? And the last?",
+    "Which positions may the first query see, if there are 3 queries and 5 keys? And the last?",
     "scores (B, H, T, S) = query (B, H, T, D) @ key transposed (B, H, D, S); then (B, H, T, S) @ (B, H, S, D).",
     "scores = Q K^T / sqrt(D); where s > t + (S - T): -inf; softmax over the last dimension; times V",
     "minigpt/model.py, CausalSelfAttention.attend: five lines",
@@ -140,16 +140,16 @@ WRONG = [
     ),
     ("You multiply by sqrt(D): divide by it.", lambda q, k, v: _attend(q, k, v, math.sqrt(q.shape[-1]))),
     (
-        "The mask is missing: each place sees the future, and learns to copy it.",
+        "The mask is missing: each position sees the future, and learns to copy it.",
         lambda q, k, v: _attend(q, k, v, future=10**6),
     ),
     (
-        "The mask is off by one: each place sees the one after it, which is its answer.",
+        "The mask is off by one: each position sees the one after it, which is its answer.",
         lambda q, k, v: _attend(q, k, v, future=2),
     ),
-    ("The mask is off by one the other way: a place must see itself.", lambda q, k, v: _attend(q, k, v, future=0)),
+    ("The mask is off by one the other way: a position must see itself.", lambda q, k, v: _attend(q, k, v, future=0)),
     (
-        "Your mask begins at the first key. The queries are the last T of S places: the first sees S - T before it.",
+        "Your mask begins at the first key. The queries are the last T of S positions: the first sees S - T before it.",
         lambda q, k, v: _attend(q, k, v, aligned=False),
     ),
     (
@@ -166,11 +166,11 @@ WRONG = [
         lambda q, k, v: _attend(q, k, v, hidden=-1e4),
     ),
     (
-        "Your softmax runs over the queries: it must run over the places looked at, the last dimension.",
+        "Your softmax runs over the queries: it must run over the positions looked at, the last dimension.",
         lambda q, k, v: _attend(q, k, v, over=-2),
     ),
     (
-        "Your softmax runs over the heads: it must run over the places looked at.",
+        "Your softmax runs over the heads: it must run over the positions looked at.",
         lambda q, k, v: _attend(q, k, v, over=1).nan_to_num(),
     ),
     (LARGE, _by_hand),

@@ -12,13 +12,13 @@ import torch
 
 
 def average_past(x_BTC):
-    """At each place the mean of the vectors up to it, itself included.
+    """At each position the mean of the vectors up to it, itself included.
 
     Args:
         x_BTC: (B, T, C)
 
     Returns:
-        (B, T, C), at place t the mean of x_BTC[:, 0], ... x_BTC[:, t]
+        (B, T, C), at position t the mean of x_BTC[:, 0], ... x_BTC[:, t]
     """
     raise NotImplementedError
 '''
@@ -80,29 +80,35 @@ def _columns(x_BTC: Tensor) -> Tensor:
 
 
 WRONG = [
-    ("You average over the future too: at place t only 0 to t count.", lambda x: x.mean(1, keepdim=True).expand_as(x)),
-    ("You leave out the place itself: the mean is over 0 to t.", _strictly),
-    ("You see one place too far: a mask that is off by one lets t see t + 1.", _one_more),
+    (
+        "You average over the future too: at position t only 0 to t count.",
+        lambda x: x.mean(1, keepdim=True).expand_as(x),
+    ),
+    ("You leave out the position itself: the mean is over 0 to t.", _strictly),
+    ("You see one position too far: a mask that is off by one lets t see t + 1.", _one_more),
     ("You sum and don't divide: wanted is the mean.", lambda x: x.cumsum(1)),
     (
-        "You leave out the place itself, so place 0 has nothing to average and is no number: the mean is over 0 to t.",
+        "You leave out the position itself, so position 0 averages nothing and is no number: the mean is over 0 to t.",
         _strictly_by_division,
     ),
     (
-        "You divide by t at place t: from 0 to t there are t + 1 vectors.",
+        "You divide by t at position t: from 0 to t there are t + 1 vectors.",
         lambda x: x.cumsum(1) / torch.arange(x.shape[1]).clamp(min=1).view(-1, 1),
     ),
     (
-        "You sum and count over the batch, which is the first dimension: sum over the places, dimension 1.",
+        "You sum and count over the batch, which is the first dimension: sum over the positions, dimension 1.",
         lambda x: x.cumsum(0) / torch.arange(1, len(x) + 1).view(-1, 1, 1),
     ),
     (
-        "You sum over the batch, its first dimension: sum over the places, dimension 1.",
+        "You sum over the batch, its first dimension: sum over the positions, dimension 1.",
         lambda x: x.cumsum(0) / torch.arange(1, x.shape[1] + 1).view(-1, 1),
     ),
-    ("You divide by T everywhere: at place t there are t + 1 vectors.", lambda x: x.cumsum(1) / x.shape[1]),
+    ("You divide by T everywhere: at position t there are t + 1 vectors.", lambda x: x.cumsum(1) / x.shape[1]),
     ("You divide each column by its sum; the rows must sum to 1.", _columns),
-    ("You average over the channels: wanted is the mean over places.", lambda x: x.mean(-1, keepdim=True).expand_as(x)),
+    (
+        "You average over the channels: wanted is the mean over positions.",
+        lambda x: x.mean(-1, keepdim=True).expand_as(x),
+    ),
     ("You look at the future instead of the past.", lambda x: solution(x.flip(1)).flip(1)),
     (
         "You average over the batch: the texts of a batch know nothing of each other.",

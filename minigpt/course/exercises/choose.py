@@ -18,7 +18,7 @@ def choose(logits_V, temperature, top_k, uniform):
     """Draw the next id.
 
     Args:
-        logits_V: the model's output at the last place, (V,).
+        logits_V: the model's output at the last position, (V,).
         temperature: logits are divided by it; below 1 the likely gets likelier. 0 takes the likeliest.
         top_k: only the k largest logits stay; None keeps all.
         uniform: a random number from 0 to 1, not 1. The answer is the first id at which the sum of the probabilities

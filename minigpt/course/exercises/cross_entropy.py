@@ -21,7 +21,7 @@ def cross_entropy(logits_BTV, targets_BT):
     """The mean surprisal of the targets, in nats.
 
     Args:
-        logits_BTV: a number for each token of the vocabulary, at each place, (B, T, V). The probabilities are
+        logits_BTV: a number for each token of the vocabulary, at each position, (B, T, V). The probabilities are
             exp(logit) / (the sum of exp over all V).
         targets_BT: the ids that came, (B, T).
 
@@ -31,7 +31,7 @@ def cross_entropy(logits_BTV, targets_BT):
     raise NotImplementedError
 '''
 HINTS = [
-    "exp(1000) is infinite. What can be taken from all logits of a place without a change of the probabilities?",
+    "exp(1000) is infinite. What can be taken from all logits of a position without a change of the probabilities?",
     "logits_BTV is (B, T, V); the normaliser is (B, T); the logits of the targets are (B, T); wanted is ().",
     "-log(exp(z) / sum(exp)) = log(sum(exp)) - z; torch.logsumexp computes the first part without overflow",
     "minigpt/training/module.py: F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())",
@@ -101,16 +101,16 @@ WRONG = [
         _logarithm_of_softmax,
     ),
     (
-        "You subtract the largest of all logits: where a place's own are far below it, exp gives 0 and the logarithm "
-        "is infinite. Subtract the largest of each place.",
+        "You subtract the largest of all logits: where a position's own are far below it, exp gives 0 and the "
+        "logarithm is infinite. Subtract the largest of each position.",
         _minus_largest_of_all,
     ),
-    ("You sum over all places; wanted is the mean.", lambda z, y: solution(z, y) * y.numel()),
-    ("You divide by B alone: the mean is over all B * T places.", _per_batch),
-    ("Your softmax runs over the places; it must run over the vocabulary.", _over(1)),
+    ("You sum over all positions; wanted is the mean.", lambda z, y: solution(z, y) * y.numel()),
+    ("You divide by B alone: the mean is over all B * T positions.", _per_batch),
+    ("Your softmax runs over the positions; it must run over the vocabulary.", _over(1)),
     ("Your softmax runs over the batch; it must run over the vocabulary.", _over(0)),
     ("The sign is wrong: training would make the right answer unlikely.", lambda z, y: -solution(z, y)),
-    ("You count only the last place. Every place is an example.", lambda z, y: solution(z[:, -1:], y[:, -1:])),
+    ("You count only the last position. Every position is an example.", lambda z, y: solution(z[:, -1:], y[:, -1:])),
     (
         "You measure in bits; wanted are nats: no logarithm to base 2.",
         lambda z, y: solution(z, y) / torch.log(torch.tensor(2.0, dtype=z.dtype)),

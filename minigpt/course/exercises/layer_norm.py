@@ -17,7 +17,7 @@ import torch
 
 
 def layer_norm(x_BTC, weight_C, bias_C, eps):
-    """Bring the channels of each place to mean 0 and variance 1, then scale and shift them (Ba et al. 2016).
+    """Bring the channels of each position to mean 0 and variance 1, then scale and shift them (Ba et al. 2016).
 
     Args:
         x_BTC: (B, T, C)
@@ -31,7 +31,7 @@ def layer_norm(x_BTC, weight_C, bias_C, eps):
     raise NotImplementedError
 '''
 HINTS = [
-    "One place of one text: which numbers is its mean the mean of?",
+    "One position of one text: which numbers is its mean the mean of?",
     "mean and variance are (B, T, 1): over the last dimension, which is kept so that they can be taken from (B, T, C).",
     "(x - mean) / sqrt(variance + eps) * weight + bias",
     "minigpt/model.py, LayerNorm.forward: torch.var_mean(x_BTC, -1, correction=0, keepdim=True), then one line",
@@ -50,7 +50,7 @@ def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float]:
 
 def specification(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
     B, T, C = x_BTC.shape
-    places = []
+    positions = []
     for b in range(B):
         for t in range(T):
             channels = [x_BTC[b, t, c] for c in range(C)]
@@ -58,8 +58,8 @@ def specification(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -
             squares = [(value - mean) ** 2 for value in channels]
             variance = sum(squares[1:], squares[0]) / C
             normed = [(channels[c] - mean) / (variance + eps) ** 0.5 * weight_C[c] + bias_C[c] for c in range(C)]
-            places.append(torch.stack(normed))
-    return torch.stack(places).view(B, T, C)
+            positions.append(torch.stack(normed))
+    return torch.stack(positions).view(B, T, C)
 
 
 def solution(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
@@ -93,24 +93,27 @@ def _detached(x_BTC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Te
     return (x_BTC - mean) / (variance + eps).sqrt() * weight_C + bias_C
 
 
-BATCH = "You normalise over the batch: that is batch norm. Here each place is normalised by its own channels."
+BATCH = "You normalise over the batch: that is batch norm. Here each position is normalised by its own channels."
 
 WRONG = [
     (BATCH, _over(0)),
     (f"{BATCH} (And the variance is divided by the number of values, not by one less.)", _over(0, correction=1)),
-    ("You normalise over batch and places, as batch norm does: each place has its own mean.", _over((0, 1))),
+    ("You normalise over batch and positions, as batch norm does: each position has its own mean.", _over((0, 1))),
     (
-        "You normalise over batch and places, as batch norm does, by a variance divided by one less than the number of "
-        "values: each place has its own mean and variance, the latter divided by C.",
+        "You normalise over batch and positions, as batch norm does, by a variance divided by one less than the number "
+        "of values: each position has its own mean and variance, the latter divided by C.",
         _over((0, 1), correction=1),
     ),
-    ("You normalise over the places of a text: the mean would know the future. Each place has its own.", _over(1)),
     (
-        "You normalise over the places of a text, by a variance divided by T - 1: each place has its own mean, and its "
-        "own variance, divided by C.",
+        "You normalise over the positions of a text: the mean would know the future. Each position has its own.",
+        _over(1),
+    ),
+    (
+        "You normalise over the positions of a text, by a variance divided by T - 1: each position has its own mean "
+        "and variance, the latter divided by C.",
         _over(1, correction=1),
     ),
-    ("You normalise over places and channels together: each place has its own mean.", _over((1, 2))),
+    ("You normalise over positions and channels together: each position has its own mean.", _over((1, 2))),
     ("Your variance is divided by C - 1: wanted is the biased one, divided by C.", _over(-1, correction=1)),
     ("Your eps stands outside the root: it is added to the variance, under it.", _eps_outside),
     ("You don't take the mean off: that is another norm, RMSNorm.", _without_mean),

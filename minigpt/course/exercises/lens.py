@@ -50,13 +50,13 @@ def specification(stream_STC: Tensor, norm: Norm, embedding_VC: Tensor) -> Tenso
     S, T, C = stream_STC.shape
     stages = []
     for s in range(S):
-        places = []
+        positions = []
         for t in range(T):
             x_C = norm(stream_STC[s, t])
-            places.append(
+            positions.append(
                 torch.stack([sum(x_C[c] * row[c] for c in range(1, C)) + x_C[0] * row[0] for row in embedding_VC])
             )
-        stages.append(torch.stack(places))
+        stages.append(torch.stack(positions))
     return torch.stack(stages)
 
 

@@ -1,4 +1,4 @@
-"""Sines that tell places apart."""
+"""Sines that tell positions apart."""
 
 import math
 
@@ -12,12 +12,12 @@ import torch
 
 
 def position_table(block_size, n_embd):
-    """A vector for each place: PE(t, 2i) = sin(t / 10000^(2i/C)), PE(t, 2i+1) = cos(t / 10000^(2i/C)).
+    """A vector for each position: PE(t, 2i) = sin(t / 10000^(2i/C)), PE(t, 2i+1) = cos(t / 10000^(2i/C)).
 
     (Vaswani et al. 2017, section 3.5)
 
     Args:
-        block_size: places, T.
+        block_size: positions, T.
         n_embd: channels, C, an even number.
 
     Returns:
@@ -90,7 +90,7 @@ WRONG = [
     ("Sine and cosine are swapped: even channels have the sine.", _swapped),
     ("Your exponent is twice too large: for channels 2i and 2i + 1 it is 2i / C.", _doubled),
     ("Each channel has a frequency of its own; channels 2i and 2i + 1 share one.", _every_channel),
-    ("Your places begin at 1: the first is 0.", _from_one),
+    ("Your positions begin at 1: the first is 0.", _from_one),
     ("You multiply by the frequency instead of dividing.", lambda T, C: _table(_angles(T, C, 1 / 10000))),
     ("You use 1,000 instead of 10,000.", lambda T, C: _table(_angles(T, C, 1000.0))),
     ("Your table stands on its side: wanted is (T, C).", lambda T, C: solution(T, C).T),

@@ -77,7 +77,7 @@ def _not_moved(qkv_BTE: Tensor, n_head: int) -> tuple[Tensor, ...]:
 
 WRONG = [
     (
-        "You view (B, T, C) as (B, H, T, D), which mixes places. View as (B, T, H, D), then transpose.",
+        "You view (B, T, C) as (B, H, T, D), which mixes positions. View as (B, T, H, D), then transpose.",
         _viewed,
     ),
     (
@@ -86,7 +86,7 @@ WRONG = [
     ),
     ("Your heads have every H-th channel: head h has D channels that lie side by side.", _interleaved),
     (
-        "The transpose is missing: wanted is (B, H, T, D), so that a matrix product runs over the places of one head.",
+        "The transpose is missing: wanted is (B, H, T, D), so that a product runs over the positions of one head.",
         _not_moved,
     ),
     ("You swap keys and values.", lambda x, n: (solution(x, n)[0], solution(x, n)[2], solution(x, n)[1])),

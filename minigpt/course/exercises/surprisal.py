@@ -17,8 +17,8 @@ def surprisal(probabilities_TV, ids_T):
     """What each token costs, in nats: -log of the probability that it was given.
 
     Args:
-        probabilities_TV: what was expected at each of T places, (T, V): V probabilities that sum to 1.
-        ids_T: the token that came at each place, (T,), whole numbers from 0 to V - 1.
+        probabilities_TV: what was expected at each of T positions, (T, V): V probabilities that sum to 1.
+        ids_T: the token that came at each position, (T,), whole numbers from 0 to V - 1.
 
     Returns:
         (T,)
@@ -28,7 +28,7 @@ def surprisal(probabilities_TV, ids_T):
 HINTS = [
     "If the model gave the right character the probability 1, what should it cost? And if 0.5?",
     "probabilities_TV is (T, V), ids_T is (T,); wanted is (T,): one probability out of each row.",
-    "for each place t: take probabilities_TV[t, ids_T[t]]; then minus the natural logarithm of it",
+    "for each position t: take probabilities_TV[t, ids_T[t]]; then minus the natural logarithm of it",
     "minigpt/glassbox/trace.py uses F.cross_entropy, which starts from logits. Here: "
     "-probabilities_TV[torch.arange(len(ids_T)), ids_T].log()",
 ]
@@ -61,7 +61,7 @@ WRONG = [
     ("You return the probability itself: take minus its logarithm.", lambda p, ids: _taken(p, ids)),
     ("You return 1 - p: that is how often it is wrong, not what it costs.", lambda p, ids: 1 - _taken(p, ids)),
     ("You return 1 / p: take its logarithm.", lambda p, ids: 1 / _taken(p, ids)),
-    ("You return the mean; wanted is the cost at each place.", lambda p, ids: -_taken(p, ids).log().mean()),
+    ("You return the mean; wanted is the cost at each position.", lambda p, ids: -_taken(p, ids).log().mean()),
     (
         "You return the entropy, the cost to be expected; wanted is the cost of what came.",
         lambda p, ids: -(p * p.log()).sum(-1),

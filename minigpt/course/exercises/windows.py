@@ -17,7 +17,7 @@ import torch
 
 
 def windows(ids_N, starts_B, block_size):
-    """Cut windows out of a text: what the model reads, and what it is to predict at each place.
+    """Cut windows out of a text: what the model reads, and what it is to predict at each position.
 
     Args:
         ids_N: a text as ids, (N,).
@@ -25,14 +25,14 @@ def windows(ids_N, starts_B, block_size):
         block_size: tokens of a window, T.
 
     Returns:
-        inputs (B, T), and targets (B, T): at each place the id that follows the input there.
+        inputs (B, T), and targets (B, T): at each position the id that follows the input there.
     """
     raise NotImplementedError
 '''
 HINTS = [
     "In the window 'the ra' of 'the rat': what is the target of its first character, and of its last?",
     "ids_N is (N,), starts_B is (B,). Both results are (B, T). One window needs T + 1 ids.",
-    "places = starts, as a column, plus 0, 1, ... T - 1, as a row; inputs = ids at places; targets = ids at places + 1",
+    "at = starts, as a column, plus 0, 1, ... T - 1, as a row; inputs = ids at these; targets = ids at these + 1",
     "minigpt/text/windows.py: ids[starts_B[:, None] + arange(T + 1)], then [:, :-1] and [:, 1:]",
 ]
 
@@ -61,8 +61,8 @@ def solution(ids_N: Tensor, starts_B: Tensor, block_size: int) -> tuple[Tensor, 
 
 def _shifted(by: int) -> Answer:
     def wrong(ids_N: Tensor, starts_B: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        places_BT = starts_B[:, None] + torch.arange(block_size)
-        return ids_N[places_BT], ids_N[(places_BT + by) % len(ids_N)]
+        positions_BT = starts_B[:, None] + torch.arange(block_size)
+        return ids_N[positions_BT], ids_N[(positions_BT + by) % len(ids_N)]
 
     return wrong
 
@@ -85,8 +85,8 @@ WRONG = [
     ("Your targets are the inputs: shifted by 0. Then the task is to copy, and the loss falls to 0.", _shifted(0)),
     ("Your targets are two later than the inputs: shift by 1.", _shifted(2)),
     ("Your targets are one earlier than the inputs: the model would predict what it has read.", _shifted(-1)),
-    ("You give only the last place a target. Every place is an example: T of them in a window.", _last_only),
-    ("Your windows have T - 1 places: cut T + 1 ids, and both parts have T.", _too_short),
+    ("You give only the last position a target. Every position is an example: T of them in a window.", _last_only),
+    ("Your windows have T - 1 positions: cut T + 1 ids, and both parts have T.", _too_short),
     ("Your windows stand in columns: wanted is (B, T), a window in each row.", _transposed),
     ("You swap inputs and targets.", lambda ids, starts, T: solution(ids, starts, T)[::-1]),
     ("Your windows begin one too late.", lambda ids, starts, T: solution(ids, starts + 1, T)),
