@@ -100,7 +100,7 @@ def test_an_error_that_a_known_mistake_raises_is_told_by_its_sentence(name: str,
         assert result.message.splitlines()[-1] == f"This error often means: {sentence}"
 
 
-ONE_SIZE = {  # the size of the first draw, by whatever seed, is not that of the others
+ONE_SIZE: dict[str, Callable[..., Any]] = {  # the size of the first draw, by whatever seed, is not that of the others
     "attend": lambda q, k, v: F.softmax((q @ k.mT / 2).masked_fill(torch.ones(4, 6).triu(3).bool(), -9e99), -1) @ v,
     "split_heads": lambda qkv, n: tuple(qkv.view(*qkv.shape[:2], 3, 3, -1).permute(2, 0, 3, 1, 4)),
     "layer_norm": lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, 1e-3),

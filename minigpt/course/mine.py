@@ -73,7 +73,7 @@ def assembling(gpt: Own) -> Own:
         start = caches[0].length if caches else 0
         if (end := start + ids_BT.shape[1]) > self.config.block_size:
             raise ValueError(f"The sequence has {end} tokens, more than block_size = {self.config.block_size}.")
-        blocks = [partial(block, cache=caches[i] if caches else None) for i, block in enumerate(self.blocks)]
+        blocks: list[Own] = [partial(block, cache=caches[i] if caches else None) for i, block in enumerate(self.blocks)]
         # What the exercise says nothing of, dropout and the size of tokens beside sines, goes before the first block.
         scale = math.sqrt(self.config.n_embd) if self.config.positions == "sinusoidal" else 1.0
         first = blocks[0]
