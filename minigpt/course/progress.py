@@ -106,7 +106,7 @@ class Folder:
             UserError: it can't be read or written.
         """
         lock = FileLock(self.path / ".lock")
-        with writing(self.record):
+        with writing(Path(lock.lock_file)):
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
