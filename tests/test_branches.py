@@ -93,6 +93,7 @@ def test_a_refused_resume_leaves_no_trace(in_trained: Path) -> None:
         assert [path.name for path in Path("lightning_logs/tiny").iterdir()] == ["version_0"]
 
 
+@pytest.mark.soak
 def test_what_ends_a_run_is_told_with_the_flag_by_which_it_goes_on(workplace: Path) -> None:
     flags = ("--config", "tiny.yaml", "--trainer.max_steps", 100_000)
     result = fit(*flags, "--trainer.max_time", "00:00:00:01")

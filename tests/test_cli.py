@@ -478,6 +478,7 @@ class Broken(Callback):
             int("oops")
 
 
+@pytest.mark.soak
 def test_a_mistake_in_a_users_own_code_keeps_its_traceback(workplace: Path) -> None:
     paths = {"PYTHONPATH": str(Path(__file__).parent)}
     done = minigpt("fit", "--config", "tiny.yaml", "--trainer.callbacks", "test_cli.Broken", env=os.environ | paths)

@@ -257,6 +257,7 @@ PROGRAM: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", PROGRAM)
 def test_the_specification_is_what_the_real_program_computes(name: str) -> None:
     asked = exercise(name)
+    asked = dataclasses.replace(asked, draws=160 if name == "choose" else 5)  # loops in Python take long
     for found, wanted in zip(
         results_of(asked, PROGRAM[name], 0), results_of(asked, asked.specification, 0), strict=True
     ):

@@ -175,6 +175,7 @@ def test_it_writes_as_generate_does(ask: Ask, filmed: Path, changes: list[Any]) 
     np.testing.assert_allclose(answer["result"]["surprisal"], np.negative(sample.log_probabilities), atol=1e-5)
 
 
+@pytest.mark.soak
 def test_two_hundred_at_once_are_all_answered_right(ask: Ask, filmed: Path) -> None:
     draw = random.Random(0)
     models = {24: minigpt.load(filmed / RUN.last), 4: minigpt.load(filmed / RUN.frame(4))}
@@ -448,6 +449,7 @@ def test_a_port_that_is_taken_and_a_missing_package_are_told(in_filmed: Path, mo
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there Ctrl-C can't be sent to one process")
+@pytest.mark.soak
 def test_ctrl_c_ends_it_at_once_also_while_it_computes(filmed: Path) -> None:
     code = """
 import sys, time

@@ -235,7 +235,7 @@ ADVICE = (
         "must match the size of tensor|size mismatch|Expected size for first two dimensions|cannot be multiplied|"
         "invalid for input of size|not broadcastable",
         "Two shapes don't fit. Write down the shape of each tensor, beginning with those at the top of the file. The "
-        "check's sizes all differ, so that none fits by chance.",
+        "check's sizes differ, so that hardly any fits by chance.",
     ),
 )
 
@@ -246,7 +246,7 @@ def advice(asked: Exercise, error: str, seed: int) -> str:
         try:
             for arguments in inputs_of(asked, seed):
                 wrong(*arguments)
-        except Exception as same_error:  # on the same inputs, whose sizes all differ: hardly another mistake has it
+        except Exception as same_error:  # on the same inputs, whose sizes differ: hardly another mistake has it
             if error.endswith(f"{type(same_error).__name__}: {same_error}"):
                 return f"This error often means: {sentence}"
     return next((meaning for pattern, meaning in ADVICE if re.search(pattern, error)), "")

@@ -507,14 +507,14 @@ LIST = (
     Experiment(
         "no_scale",
         5,
-        "Scores are divided by the square root of D. Queries and keys are drawn with variance 1. Without the scale, "
-        "how large is the largest of 32 weights when D grows?",
+        "Without the scale, queries and keys of size 1 give one position nearly all of the weight, if D is large. And "
+        "in a new GPT, whose weights are small?",
         (
-            "It stays as it is, about 0.16.",
-            "It falls: more channels average out.",
-            "It grows to nearly 1: one position takes it all.",
+            "There, too.",
+            "There nothing is to be seen.",
+            "There all positions get the same weight, and with the scale they don't.",
         ),
-        2,
+        1,
         arms("no scale", NO_SCALE),
         Claim(
             "With D = 1024 the largest weight is at least 0.6 larger than with the scale.",

@@ -106,7 +106,7 @@ def _future(rows: Tensor, columns: Tensor, diagonal: int = 1) -> Tensor:
 
 
 LARGE = (
-    "All scores of a head may be so small that exp gives 0, and 0/0: use softmax, or take the largest from all first."
+    "All scores of a head may be so small that exp gives 0, and 0/0: use softmax, or subtract the largest score first."
 )
 
 

@@ -25,7 +25,7 @@ def average_past(x_BTC):
 HINTS = [
     "Write it as a loop first. Then: which matrix, multiplied with x, does the same?",
     "A (T, T) matrix times (B, T, C) is (B, T, C). Row t of the matrix has t + 1 numbers that are not 0.",
-    "ones below and on the diagonal; divide each row by its sum; multiply. Or: softmax over a row of 0 with -inf above",
+    "ones below and on the diagonal; divide each row by its sum; multiply. Or: softmax over scores of 0, -inf above it",
     "minigpt/model.py, attend: softmax(scores.masked_fill(future, -inf)) @ value, with all scores 0",
 ]
 

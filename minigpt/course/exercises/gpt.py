@@ -118,7 +118,7 @@ WRONG = [
         lambda i, w, p, b, n: solution(i, w, p, b, _identity),
     ),
     (
-        "Your final norm stands before the first block: it belongs behind the last.",
+        "Your final norm stands before the first block: it belongs after the last.",
         lambda i, w, p, b, n: solution(i, w, p, [n, *b], _identity),
     ),
     (

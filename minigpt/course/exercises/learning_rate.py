@@ -68,7 +68,7 @@ def _with(
     return wrong
 
 
-def _whole_cosine(step: int, peak: float, warmup_steps: int, max_steps: int) -> float:
+def _quarter_cosine(step: int, peak: float, warmup_steps: int, max_steps: int) -> float:
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * math.cos(math.pi / 2 * (step - warmup_steps) / (max_steps - warmup_steps))
@@ -86,7 +86,7 @@ WRONG = [
     ("You fall in a straight line: wanted is half a cosine.", _with(line=True)),
     ("You have no warm-up.", _with(warm=False)),
     ("You end at a tenth of the peak: GPT-1's schedule ends at 0.", _with(floor=0.1)),
-    ("Yours is a quarter of a cosine: (1 + cos) / 2 of an angle that goes from 0 to pi.", _whole_cosine),
+    ("Yours is a quarter of a cosine: (1 + cos) / 2 of an angle that goes from 0 to pi.", _quarter_cosine),
     ("Pi is missing: the cosine's angle goes from 0 to pi.", _without_pi),
     ("You forget the peak: yours goes from 0 to 1.", lambda step, peak, w, m: specification(step, 1.0, w, m)),
     (

@@ -91,7 +91,7 @@ WRONG = [
     ("Your exponent is twice too large: for channels 2i and 2i + 1 it is 2i / C.", _doubled),
     ("Each channel has a frequency of its own; channels 2i and 2i + 1 share one.", _every_channel),
     ("Your positions begin at 1: the first is 0.", _from_one),
-    ("You multiply by the frequency instead of dividing.", lambda T, C: _table(_angles(T, C, 1 / 10000))),
+    ("You multiply by 10000^(2i/C) instead of dividing.", lambda T, C: _table(_angles(T, C, 1 / 10000))),
     ("You use 1,000 instead of 10,000.", lambda T, C: _table(_angles(T, C, 1000.0))),
     ("Your table stands on its side: wanted is (T, C).", lambda T, C: solution(T, C).T),
 ]

@@ -26,7 +26,7 @@ def split_heads(qkv_BTE, n_head):
 '''
 HINTS = [
     "view only says anew how one row of numbers in memory is to be read. In which order do they lie there?",
-    "(B, T, 3 * H * D) can be viewed as (B, T, 3, H, D) and as nothing else. From there to three of (B, H, T, D).",
+    "(B, T, 3 * H * D) can be viewed as (B, T, 3, H, D) ; other views mix them. From there to three of (B, H, T, D).",
     "chunk into three of (B, T, C); view each as (B, T, H, D); transpose 1 and 2",
     "minigpt/model.py: self.qkv(x_BTC).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)",
 ]

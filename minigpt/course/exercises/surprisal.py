@@ -29,8 +29,8 @@ HINTS = [
     "If the model gave the right character the probability 1, what should it cost? And if 0.5?",
     "probabilities_TV is (T, V), ids_T is (T,); wanted is (T,): one probability out of each row.",
     "for each position t: take probabilities_TV[t, ids_T[t]]; then minus the natural logarithm of it",
-    "minigpt/glassbox/trace.py uses F.cross_entropy, which starts from logits. Here: "
-    "-probabilities_TV[torch.arange(len(ids_T)), ids_T].log()",
+    "-probabilities_TV[torch.arange(len(ids_T)), ids_T].log(); the program starts from logits: F.cross_entropy in "
+    "minigpt/training/module.py",
 ]
 
 
