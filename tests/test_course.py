@@ -22,7 +22,7 @@ from torch import Tensor
 
 from conftest import ROOT, assert_clear_error, run_minigpt
 from minigpt import generation, model, optim
-from minigpt.course import child, mine, progress, reading
+from minigpt.course import child, mine, places, progress, reading
 from minigpt.course.check import Result, check, equal, inputs_of, job_of, judge, report_of, results_of
 from minigpt.course.exercises import NAMES, exercise
 from minigpt.course.experiments import EXPERIMENTS
@@ -459,11 +459,11 @@ def weights(name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("fast", ["null", pytest.param("true", marks=pytest.mark.soak)])
 def test_all_parts_of_ones_own_at_once_train_the_same_model(workplace: Path, fast: str) -> None:
-    calls = {name: [0] for name in mine.PLACES}
-    functions = {name: counted(exercise(name).solution, calls[name]) for name in mine.PLACES}
+    calls = {name: [0] for name in places.PLACES}
+    functions = {name: counted(exercise(name).solution, calls[name]) for name in places.PLACES}
     flags = (*mine.settings_for(list(functions), []), "--fast", fast)
     own_flags = ("--name", "own", "--film.per_doubling", 1)
-    with mine.in_place(functions):
+    with places.in_place(functions):
         gpt = GPT(GPTConfig(5, 8, 1, 1, 4, positions="sinusoidal"))
         assert "is not as model.py has it" in str(why_not(gpt))
         own = run_minigpt(*FIT, *flags, *own_flags)
@@ -486,7 +486,7 @@ def test_the_whole_model_of_ones_own_computes_what_the_programs_does(norm: Any, 
     ids_BT = random_ids(3, 16)
     results = []
     for functions in ({}, {"gpt": exercise("gpt").solution}):
-        with mine.in_place(functions):
+        with places.in_place(functions):
             caches = [model.KeyValueCache(16) for _ in gpt.blocks]
             gpt.eval()
             with torch.no_grad():
@@ -870,4 +870,4 @@ def test_from_the_first_command_to_the_last_each_is_the_one_that_the_one_before_
             words = {"predict": "read", "train": "train --mine"}.get(step.kind, step.kind)
             assert f"{words} {step.name}" in done
     checkpoint = read_checkpoint(max(Path("lightning_logs/tiny").glob("version_*")) / "checkpoints" / "last.ckpt")
-    assert set(checkpoint["own_parts"]) == mine.PLACES.keys()
+    assert set(checkpoint["own_parts"]) == places.PLACES.keys()

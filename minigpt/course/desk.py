@@ -9,7 +9,7 @@ from pathlib import Path
 from minigpt.course.check import Child, check
 from minigpt.course.exercises import NAMES, exercise
 from minigpt.course.lesson import Step, known_lesson
-from minigpt.course.mine import PLACES
+from minigpt.course.places import PLACES
 from minigpt.course.progress import Folder, command
 from minigpt.course.reading import on_terminal
 from minigpt.errors import UserError
